@@ -1,0 +1,350 @@
+"""`params.yaml` as typed, validated objects. Whatever is wrong is one line naming the key and the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from atelier.data.catalogue import DATASETS, DatasetInfo, SetSettings, describe
+from atelier.errors import InputError
+from atelier.models import MODELS, ImageShape, Model
+from atelier.models.recipe import Count, NotNegative, Positive, Recipe, Seed, Share
+
+T = TypeVar("T")
+PLAIN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a section",
+}
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One section of `params.yaml`: the parameters of the stage of the same name."""
+
+
+class Ingest(Section, frozen=True, kw_only=True):
+    """Where the bytes of a data set may come from."""
+
+    paths: dict[str, str] = {}  # data set → a folder or archive you have, s3://BUCKET/PREFIX, or kaggle://OWNER/NAME
+    timeout_seconds: Positive = 20  # of each connection
+    limit_files: Count = 500_000  # a source with more is refused
+    limit_gigabytes: Positive = 50  # a source that unpacks to more is refused
+
+
+class Prepare(Section, frozen=True, kw_only=True):
+    """How raw files become arrays."""
+
+    contact_sheet_per_class: Annotated[int, Meta(ge=1, le=100)] = 12
+    limit_megapixels: Annotated[float, Meta(gt=0, le=89)] = 25  # a larger picture is left out, unread
+    left_out_limit: Share = 0.02  # of the pictures; more left out is an error
+    sets: dict[str, SetSettings] = {}  # data sets of your own, and changes to published ones
+
+
+class Reference(Section, frozen=True, kw_only=True):
+    """How the extractors that belong to a data set are made."""
+
+    classifier_kimg: Positive = 240
+    inception: str = ""  # published weights: a file, a folder with it, s3://BUCKET/KEY; empty: torch's cache, fetched
+    seed: Seed = 0
+
+
+class Train(Section, frozen=True, kw_only=True):
+    """What training does beside the steps; the recipe of each run stands in `runs`."""
+
+    tick_kimg: Positive = 4  # one journal line every so often
+    pictures: Annotated[int, Meta(ge=1, le=1000)] = 24  # pictures from fixed latents over a training
+    checkpoint_seconds: Positive = 60
+    checkpoints_kept: Count = 2
+    resident_mb: Annotated[int, Meta(ge=0)] = 2048  # images up to this size lie on the training device, else on disk
+
+
+class Evaluate(Section, frozen=True, kw_only=True):
+    """How a model is judged."""
+
+    # auto: the classifier where the data set has labels, lite0 where it has none; []: models are not judged
+    extractors: list[Literal["auto", "classifier", "lite0", "inception"]] = msgspec.field(
+        default_factory=lambda: ["auto"]
+    )
+    samples: Annotated[int, Meta(ge=100)] = 10_000
+    draws: Annotated[int, Meta(ge=2)] = 3  # independent samples, for a mean and a standard deviation
+    seed: Seed = 0
+    manifold_samples: Annotated[int, Meta(ge=0)] = 5000  # for precision, recall, density, coverage; 0: without
+    memorisation_samples: Annotated[int, Meta(ge=0)] = 500  # whose nearest training images are searched; 0: without
+    accuracy_kimg: NotNegative = 20  # training of a classifier on fakes, to be tested on real images; 0: without
+    likelihood_images: Annotated[int, Meta(ge=0)] = 500  # test images that a VAE is judged by; 0: without
+    likelihood_samples: Count = 50  # latents an image
+
+
+class Register(Section, frozen=True, kw_only=True):
+    """How versions are named in the MLflow registry."""
+
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]*$")] = ""  # put before a run's name
+
+
+class Promote(Section, frozen=True, kw_only=True):
+    """The gates of `atelier promote`, by metric of the report."""
+
+    at_most: dict[str, float] = {}
+    at_least: dict[str, float] = {}
+    better: list[str] = msgspec.field(default_factory=lambda: ["fd_classifier"])  # than the present champion
+
+
+class Compare(Section, frozen=True, kw_only=True):
+    """The report over all runs."""
+
+    title: str = "GAN and VAE, side by side"
+
+
+class RunEntry(Struct, frozen=True):
+    """An entry of `runs`: a data set and a model; whatever else it sets is checked against that model's recipe."""
+
+    dataset: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved run: the recipe holds every value, set or default."""
+
+    name: str
+    dataset: str
+    info: DatasetInfo
+    model: str
+    recipe: Recipe
+
+    @property
+    def entry(self) -> Model:
+        """Its row in the table of models."""
+        return MODELS[self.model]
+
+    @property
+    def shape(self) -> ImageShape:
+        """The images it learns; without classes where its model uses none."""
+        classes = self.entry.classes(self.recipe, len(self.info.class_names))
+        return ImageShape(self.info.side, self.info.side, self.info.channels, classes)
+
+
+class Params(Section, frozen=True, kw_only=True):
+    """All of `params.yaml`."""
+
+    datasets: Annotated[list[str], Meta(min_length=1)]
+    runs: Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
+    ingest: Ingest = Ingest()
+    prepare: Prepare = Prepare()
+    reference: Reference = Reference()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    register_: Register = msgspec.field(default=Register(), name="register")
+    promote: Promote = Promote()
+    compare: Compare = Compare()
+
+    def run(self, name: str) -> Run:
+        """Resolve one run; an unknown name is an `InputError`."""
+        if name not in self.runs:
+            raise InputError(f"params.yaml: runs has no '{name}'{_nearest(name, self.runs)}")
+        return _resolve(name, self.runs[name], self.prepare.sets)
+
+    def dataset(self, name: str) -> DatasetInfo:
+        """Look up one data set of `datasets`; an unknown name is an `InputError`."""
+        if name not in self.datasets:
+            raise InputError(f"params.yaml: datasets has no '{name}'{_nearest(name, self.datasets)}")
+        return _describe(name, self.prepare.sets, "params.yaml: datasets")
+
+    def automatic_extractor(self, dataset: str) -> str:
+        """What `auto` in `evaluate.extractors` is for a data set: `classifier` if it has labels, else `lite0`."""
+        return "classifier" if self.dataset(dataset).class_names else "lite0"
+
+    def extractors(self, dataset: str) -> list[str]:
+        """The extractors that models of a data set are judged by, each once; empty if they are not judged."""
+        chosen = [self.automatic_extractor(dataset) if x == "auto" else x for x in self.evaluate.extractors]
+        return list(dict.fromkeys(chosen))
+
+    def require_extractors(self) -> None:
+        """Refuse to judge by nothing: an `InputError` if `evaluate.extractors` is empty."""
+        if not self.evaluate.extractors:
+            raise InputError("params.yaml: evaluate.extractors: empty, there is nothing to judge by; name one")
+
+
+def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
+    """Read and validate a parameter file, after applying `section.key=value` overrides.
+
+    Raises:
+        InputError: naming the file, the key and what to do.
+    """
+    raw = _read_yaml(file)
+    for override in overrides:
+        _apply_override(raw, override)
+    # entries with names of the user's choice go first: an error inside the whole would not say which it was in
+    for name, settings in _entries(raw, "prepare", "sets"):
+        _convert(settings, SetSettings, file.name, "prepare", "sets", name)
+    for name, path in _entries(raw, "ingest", "paths"):
+        _convert(path, str, file.name, "ingest", "paths", name)
+    for key in ("at_most", "at_least"):
+        for name, limit in _entries(raw, "promote", key):
+            _convert(limit, float, file.name, "promote", key, name)
+    for name, entry in _entries(raw, "runs"):
+        _convert(entry, dict[str, Any], file.name, "runs", name)
+    params = _convert(raw, Params, file.name)
+    sets = params.prepare.sets
+    for name in sets:
+        if not _is_name(name):
+            raise InputError(f"{file.name}: prepare.sets: {name!r} may hold letters, digits, '-' and '_' only")
+        _describe(name, sets, f"{file.name}: prepare.sets", file.name)
+    for index, dataset in enumerate(params.datasets):
+        where = f"{file.name}: datasets[{index}]"
+        info = _describe(dataset, sets, where, file.name)
+        if dataset in params.datasets[:index]:
+            raise InputError(f"{where}: '{dataset}' is listed twice; remove one")
+        if dataset not in DATASETS and dataset not in params.ingest.paths:
+            raise InputError(f"{file.name}: ingest.paths.{dataset}: missing; add the folder or archive of its pictures")
+        if "classifier" in params.evaluate.extractors and not info.class_names:
+            raise InputError(
+                f"{file.name}: evaluate.extractors: 'classifier' needs labels and '{dataset}' has none; "
+                "choose 'auto' or 'lite0', or [] to train without judging"
+            )
+    for dataset in params.ingest.paths:
+        _describe(dataset, sets, f"{file.name}: ingest.paths.{dataset}", file.name)
+    for name, entry in params.runs.items():
+        run = _resolve(name, entry, sets, file.name)
+        if run.dataset not in params.datasets:
+            raise InputError(f"{file.name}: runs.{name}.dataset: '{run.dataset}' is not in datasets; add it there")
+    return params
+
+
+def _yaml() -> YAML:
+    """YAML 1.2 as DVC reads it: `4e-4` is a number, a key given twice is an error."""
+    return YAML(typ="safe", pure=True)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        raw = _yaml().load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override}: write section.key=value")
+    *path, last = key.split(".")
+    section: Any = raw
+    for part in path:
+        section = section.setdefault(part, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise InputError(f"--set {override}: '{'.'.join(path)}' is a value, not a section")
+    try:
+        section[last] = _yaml().load(text)
+    except YAMLError:
+        raise InputError(f"--set {override}: '{text}' is not a YAML value") from None
+
+
+def _is_name(name: str) -> bool:
+    """Names become names of folders."""
+    return name != "" and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
+
+
+def _describe(name: str, sets: Mapping[str, SetSettings], where: str, file: str = "params.yaml") -> DatasetInfo:
+    info = describe(name, sets.get(name), f"{file}: prepare.sets.{name}")
+    if info is None:
+        raise InputError(f"{where}: unknown data set '{name}'{_nearest(name, {**DATASETS, **sets})}")
+    return info
+
+
+def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings], file: str = "params.yaml") -> Run:
+    where = f"{file}: runs.{name}"
+    if not _is_name(name):
+        raise InputError(f"{where}: a run's name may hold letters, digits, '-' and '_' only")
+    chosen = _convert(entry, RunEntry, file, "runs", name)
+    info = _describe(chosen.dataset, sets, f"{where}.dataset", file)
+    if chosen.model not in MODELS:
+        raise InputError(f"{where}.model: unknown model '{chosen.model}'{_nearest(chosen.model, MODELS)}")
+    model = MODELS[chosen.model]
+    changes = {key: value for key, value in entry.items() if key not in RunEntry.__struct_fields__}
+    recipe = _convert(msgspec.structs.asdict(model.recipe) | changes, type(model.recipe), file, "runs", name)
+    run = Run(name, chosen.dataset, info, chosen.model, recipe)
+    if info.side % model.side_multiple:
+        raise InputError(
+            f"{where}: model '{chosen.model}' needs an image side that is a multiple of {model.side_multiple}; "
+            f"'{chosen.dataset}' has {info.side}; choose another model or data set"
+        )
+    if model.labels == "required" and not info.class_names:
+        raise InputError(
+            f"{where}: model '{chosen.model}' needs labels and '{chosen.dataset}' has none; choose another model"
+        )
+    return run
+
+
+def _entries(raw: Mapping[str, Any], *path: str) -> list[tuple[str, Any]]:
+    """The entries of a section, if it is one; what it is otherwise is found when the whole is read."""
+    section: Any = raw
+    for part in path:
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return [(str(name), value) for name, value in section.items()] if isinstance(section, Mapping) else []
+
+
+def _convert(value: Any, kind: type[T], file: str, *path: str) -> T:
+    """Validate what stands at `path` of a file; the first thing wrong is one line with its full key."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+    inner = [part for part in re.split(r"[.\[\]`]+", place) if part]
+    if unknown := re.search(r"unknown field `(.*)`", message):
+        valid = [field.encode_name for field in msgspec.structs.fields(_type_at(kind, inner))]
+        raise InputError(f"{file}: {'.'.join([*path, *inner, unknown[1]])}: unknown key{_nearest(unknown[1], valid)}")
+    if missing := re.search(r"missing required field `(.*)`", message):
+        raise InputError(f"{file}: {'.'.join([*path, *inner, missing[1]])}: missing; add it")
+    found = value
+    for part in inner:
+        found = found[int(part) if isinstance(found, list) else part]
+    problem = f"{file}: {'.'.join([*path, *inner])}: "
+    if message.startswith("Invalid enum value"):
+        raise InputError(f"{problem}cannot be {found!r}{_nearest(str(found), get_args(_type_at(kind, inner)))}")
+    if not message.startswith("Expected"):  # values that contradict one another
+        raise InputError(f"{file}: {'.'.join([*path, message])}")
+    expected = message.removeprefix("Expected ").partition(", got")[0]
+    words = re.sub(r"`([a-z]+)( \| null)?`", lambda match: PLAIN_WORDS.get(match[1], match[1]), expected)
+    raise InputError(f"{problem}expected {words}, found {found!r}")
+
+
+def _type_at(kind: Any, path: Iterable[str]) -> Any:
+    """The type of what stands at `path` below a value of type `kind`, without its bounds and without None."""
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            kind = next(field.type for field in msgspec.structs.fields(kind) if field.encode_name == part)
+        else:
+            kind = get_args(kind)[-1]  # of a list's or a mapping's entries
+        while get_origin(kind) in (Annotated, Union, UnionType):
+            kind = get_args(kind)[0]
+    return kind
+
+
+def _nearest(word: str, valid: Any) -> str:
+    """Name the closest valid word, or all of them."""
+    names = [str(name) for name in valid]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(sorted(names))}"

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atelier.errors import InputError
+from atelier.params import load_params
+
+PROJECT = Path(__file__).parents[1]
+PARAMS = PROJECT / "params.yaml"
+
+
+def test_the_shipped_parameters_resolve_every_run() -> None:
+    params = load_params(PARAMS)
+    assert list(params.runs) == ["mnist-cgan", "mnist-cvae"]
+    for name in params.runs:
+        run = params.run(name)
+        assert run.shape.classes == 10
+        assert run.recipe.kimg == params.runs[name]["kimg"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "classes"),
+    [
+        ("mnist", "fashion", 0),
+        ("fashion-mnist", "vanilla", 0),
+        ("fashion-mnist", "cvae-tutorial", 0),
+        ("fashion-mnist", "cvae-tutorial, labels: true", 10),
+        ("mnist", "cgan, labels: false", 0),
+        *(("pokemon", model, 0) for model in ("cgan", "cvae", "dcgan", "pokemon-dense", "pokemon-conv", "pokemon-gan")),
+        ("pokemon-types", "cgan", 18),
+    ],
+)
+def test_a_model_on_other_data_is_one_line(dataset: str, model: str, classes: int) -> None:
+    line = f"runs={{any: {{dataset: {dataset}, model: {model}}}}}"
+    params = load_params(PARAMS, [f"datasets=[{dataset}]", "evaluate.extractors=[]", line])
+    assert params.run("any").shape.classes == classes
+
+
+def test_a_model_that_cannot_take_the_images_is_refused() -> None:
+    with pytest.raises(InputError, match="model 'dcgan' needs an image side that is a multiple of 8; 'mnist' has 28"):
+        load_params(PARAMS, ["runs={any: {dataset: mnist, model: dcgan}}"])
+
+
+def test_exponents_without_a_dot_are_numbers_as_in_dvc() -> None:
+    params = load_params(PARAMS, ["runs.mnist-cgan.generator_lr=4e-4"])
+    assert params.run("mnist-cgan").recipe.generator_lr == 0.0004
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("runs.mnist-cgan.kimgs=3", "params.yaml: runs.mnist-cgan.kimgs: unknown key; did you mean 'kimg'?"),
+        ("train.tick=3", "params.yaml: train.tick: unknown key; did you mean 'tick_kimg'?"),
+        ("evaluat.draws=3", "params.yaml: evaluat: unknown key; did you mean 'evaluate'?"),
+        ("runs.new.model=cgan", "params.yaml: runs.new.dataset: missing; add it"),
+        ("evaluate.samples=many", "params.yaml: evaluate.samples: expected a whole number, found 'many'"),
+        ("evaluate.draws=1", "params.yaml: evaluate.draws: expected a whole number >= 2, found 1"),
+        ("runs.mnist-cgan.batch=1.5", "params.yaml: runs.mnist-cgan.batch: expected a whole number, found 1.5"),
+        ("runs.mnist-cgan.kimg=-1", "params.yaml: runs.mnist-cgan.kimg: expected a number > 0.0, found -1"),
+        ("runs.mnist-cgan.model=cgn", "params.yaml: runs.mnist-cgan.model: unknown model 'cgn'; did you mean 'cgan'?"),
+        (
+            "runs.new={dataset: mnist, model: cgan, loss: hinge, real_label: 0.9}",
+            "params.yaml: runs.new.real_label: loss 'hinge' has no labels to smooth; leave it out",
+        ),
+        ("datasets=[mnst]", "params.yaml: datasets[0]: unknown data set 'mnst'; did you mean 'mnist'?"),
+        ("datasets=[mnist, mnist]", "params.yaml: datasets[1]: 'mnist' is listed twice; remove one"),
+        ("datasets=mnist", "params.yaml: datasets: expected a list, found 'mnist'"),
+        ("runs.a b={dataset: mnist, model: cgan}", "a run's name may hold letters, digits, '-' and '_' only"),
+        ("runs.mnist-cgan.kimg=.inf", "params.yaml: runs.mnist-cgan.kimg: expected a number"),
+        ("runs.mnist-cgan.kimg=.nan", "params.yaml: runs.mnist-cgan.kimg: expected a number"),
+        (
+            "runs.mnist-cgan.precision=fp23",
+            "params.yaml: runs.mnist-cgan.precision: cannot be 'fp23'; did you mean 'fp32'?",
+        ),
+        ("prepare.sets.faces.side=12", "params.yaml: prepare.sets.faces.side: expected a whole number >= 28, found 12"),
+        ("prepare.sets.faces.sid=64", "params.yaml: prepare.sets.faces.sid: unknown key; did you mean 'side'?"),
+        ("prepare.sets.faces=64", "params.yaml: prepare.sets.faces: expected a section, found 64"),
+        ("ingest.paths.mnist=3", "params.yaml: ingest.paths.mnist: expected text, found 3"),
+        (
+            "evaluate.extractors=[inceptoin]",
+            "params.yaml: evaluate.extractors.0: cannot be 'inceptoin'; did you mean 'inception'?",
+        ),
+        ("runs=3", "params.yaml: runs: expected a section, found 3"),
+        ("runs.mnist-cgan=3", "params.yaml: runs.mnist-cgan: expected a section, found 3"),
+        ("train", "--set train: write section.key=value"),
+        ("train.tick_kimg=[", "--set train.tick_kimg=[: '[' is not a YAML value"),
+        ("datasets.x=1", "--set datasets.x=1: 'datasets' is a value, not a section"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_key(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_params(PARAMS, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", 'line 2, column 1 is not valid YAML: found duplicate key "a"'),
+        ("a: [1\nb: 2\n", "is not valid YAML"),
+        ("- 1\n", "must hold sections"),
+        ("", "must hold sections"),
+    ],
+)
+def test_a_file_that_is_no_parameter_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; run in the project's folder"):
+        load_params(tmp_path / "params.yaml")
