@@ -1,0 +1,1 @@
+"""Data sets: their sources, their verified raw form, their prepared form."""

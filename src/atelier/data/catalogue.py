@@ -1,0 +1,143 @@
+"""What is known of each data set before a byte of it is read: the published ones, and the user's own by parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from atelier.errors import InputError
+
+Split = Literal["share", "first", "folders"]
+Fit = Literal["crop", "pad"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set by name: its form once prepared, its labels, its licence, and where it comes from."""
+
+    title: str
+    side: int  # pixels; prepared images are square
+    channels: int  # 1: grey, 3: colour
+    class_names: tuple[str, ...] = ()  # none: no labels
+    licence: str = "unknown"
+    source: str = "the user's own pictures"
+    labels: str = "folders"  # or the name of a CSV among the pictures
+    file_column: str = "file"
+    label_column: str = "label"
+    fit: Fit = "crop"  # how a picture becomes square
+    background: str = "#ffffff"  # what shows through transparent pixels and fills a padded picture
+    split: Split = "share"
+    test_share: float = 0.1
+    train_images: int = 0  # of split "first"
+    test_images: int = 0
+
+
+class SetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An entry of `prepare.sets`: a data set of the user's own, or what a published one is prepared with instead."""
+
+    title: str | None = None
+    side: Annotated[int, Meta(ge=28, le=256)] | None = None
+    channels: Literal[1, 3] | None = None
+    classes: Annotated[list[str], Meta(min_length=2)] | None = None
+    licence: str | None = None
+    source: str | None = None
+    labels: Annotated[str, Meta(pattern=r"^(folders|[^/\\]+\.csv)$")] | None = None
+    file_column: str | None = None
+    label_column: str | None = None
+    fit: Fit | None = None
+    background: Annotated[str, Meta(pattern=r"^#[0-9a-fA-F]{6}$")] | None = None
+    split: Split | None = None
+    test_share: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    train_images: Annotated[int, Meta(ge=1)] | None = None
+    test_images: Annotated[int, Meta(ge=1)] | None = None
+
+
+POKEMON_TYPES = (
+    *("Bug", "Dark", "Dragon", "Electric", "Fairy", "Fighting", "Fire", "Flying", "Ghost"),
+    *("Grass", "Ground", "Ice", "Normal", "Poison", "Psychic", "Rock", "Steel", "Water"),
+)
+
+DATASETS: dict[str, DatasetInfo] = {
+    "mnist": DatasetInfo(
+        title="MNIST",
+        side=28,
+        channels=1,
+        class_names=tuple("0123456789"),
+        licence="CC BY-SA 3.0",
+        source="Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits",
+    ),
+    "fashion-mnist": DatasetInfo(
+        title="Fashion-MNIST",
+        side=28,
+        channels=1,
+        class_names=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        licence="MIT",
+        source="H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST (Zalando SE)",
+    ),
+    "pokemon": DatasetInfo(
+        title="Pokémon",
+        side=64,
+        channels=3,
+        licence="© The Pokémon Company; for research only",
+        source="Kaggle: kvpratama/pokemon-images-dataset",
+        split="first",
+        train_images=600,
+        test_images=200,
+    ),
+    "pokemon-types": DatasetInfo(
+        title="Pokémon with types",
+        side=64,
+        channels=3,
+        class_names=POKEMON_TYPES,
+        licence="© The Pokémon Company; for research only",
+        source="Kaggle: vishalsubbiah/pokemon-images-and-types",
+        labels="pokemon.csv",
+        file_column="Name",
+        label_column="Type1",
+    ),
+}
+
+PUBLISHED_AS_ARRAYS = frozenset({"mnist", "fashion-mnist"})  # with their own labels and split
+
+
+def describe(name: str, settings: SetSettings | None, where: str) -> DatasetInfo | None:
+    """What a data set will be once prepared; None if it is neither published nor in `prepare.sets`.
+
+    Args:
+        name: of `datasets`.
+        settings: its entry in `prepare.sets`, if it has one.
+        where: the entry's key, for messages.
+
+    Raises:
+        InputError: if the settings contradict one another.
+    """
+    published = DATASETS.get(name)
+    if settings is None:
+        return published
+    values = {key: value for key, value in msgspec.structs.asdict(settings).items() if value is not None}
+    classes = tuple(values.pop("classes", ()))
+    if published is None:
+        for key in ("side", "channels"):
+            if key not in values:
+                raise InputError(f"{where}.{key}: missing; add it, '{name}' is not a published data set")
+        published = DatasetInfo(**{"title": name, **values})
+    elif classes:
+        raise InputError(f"{where}.classes: '{name}' has its own classes; remove it")
+    elif name in PUBLISHED_AS_ARRAYS and (own := {"labels", "split", "test_share"} & values.keys()):
+        raise InputError(f"{where}.{min(own)}: '{name}' has its own labels and split; remove it")
+    info = replace(published, **values)
+    if classes:
+        info = replace(info, class_names=classes)
+    if len(set(info.class_names)) < len(info.class_names):
+        raise InputError(f"{where}.classes: a class is named twice; remove one")
+    if not info.class_names and settings.labels is not None:
+        raise InputError(f"{where}.labels: needs classes, the names of the labels; add classes or remove labels")
+    if info.split == "first" and not (info.train_images and info.test_images):
+        raise InputError(f"{where}.split: 'first' needs train_images and test_images; add them")
+    return info

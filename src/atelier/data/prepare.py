@@ -1,0 +1,237 @@
+"""The stage `prepare`: from raw files to arrays, a card and a contact sheet in `data/prepared/DATASET/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from atelier.data import pack
+from atelier.data.arrays import SPLITS, Split, SplitWriter, prepared_folder
+from atelier.data.catalogue import DATASETS, PUBLISHED_AS_ARRAYS, DatasetInfo
+from atelier.data.images import Form, resize_all
+from atelier.data.labels import find_labels
+from atelier.data.render import render_all
+from atelier.data.sources import idx
+from atelier.data.sources.archive import NOT_A_PICTURE, LeftOut
+from atelier.errors import AtelierError, InputError
+from atelier.files import atomic_directory, digest, write_json
+from atelier.params import Params
+from atelier.pictures import Images, save_png, tile
+from atelier.progress import bar, watch
+
+ROWS_AT_A_TIME = 5000
+NAMED_IN_ERROR = 3
+IN_OTHER_SPLIT = "the same picture is in the other split"
+HARMLESS = {NOT_A_PICTURE, IN_OTHER_SPLIT}  # listed, but no sign of bad data
+
+
+class Sorter:
+    """Decides the split of each picture, and keeps the same picture from being in both."""
+
+    def __init__(self, info: DatasetInfo) -> None:
+        self.info = info
+        self.counts = {"train": 0, "test": 0}
+        self.seen: dict[bytes, Split] = {}
+
+    def split_of(self, name: str, sha256: bytes) -> Split | LeftOut | None:
+        """The split; None for a picture beyond the split; or why it is left out."""
+        split = self._wanted(name, sha256)
+        if split is None or isinstance(split, LeftOut):
+            return split
+        if self.seen.setdefault(sha256[:16], split) != split:
+            return LeftOut(name, IN_OTHER_SPLIT)
+        self.counts[split] += 1
+        return split
+
+    def _wanted(self, name: str, sha256: bytes) -> Split | LeftOut | None:
+        if self.info.split == "share":
+            # by what it shows: it stays where it is when others come or go
+            return "test" if int.from_bytes(sha256[:8], "big") < self.info.test_share * 2**64 else "train"
+        if self.info.split == "first":
+            if self.counts["train"] < self.info.train_images:
+                return "train"
+            return "test" if self.counts["test"] < self.info.test_images else None
+        named = [split for split in SPLITS if split in PurePosixPath(name).parent.parts]
+        return named[0] if len(named) == 1 else LeftOut(name, "in no folder 'train' or 'test'")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some images (n, h, w, c) of one split, with their labels (n,)."""
+
+    split: Split
+    images: Images
+    labels: npt.NDArray[np.int64]
+
+
+def prepare(dataset: str, params: Params, root: Path, workers: int | None = None) -> Path:
+    """Write arrays, labels, card and contact sheet of a data set; the same bytes whatever the number of workers.
+
+    Args:
+        dataset: its name.
+        params: of the project.
+        root: the workspace.
+        workers: processes to decode pictures with; as many as there are processors if None.
+
+    Raises:
+        InputError: if the raw files are not there.
+        AtelierError: if they are not what the data set announces, or too many pictures have to be left out.
+    """
+    info, settings = params.dataset(dataset), params.prepare
+    form = Form(info.side, info.channels, info.fit, info.background, settings.limit_megapixels)
+    raw = root / "data" / "raw" / dataset
+    target = prepared_folder(root, dataset)
+    left_out, unused = list[LeftOut](), list[str]()
+    if dataset in PUBLISHED_AS_ARRAYS:
+        pieces = _read_arrays(raw, dataset, info, form)
+    else:
+        pieces = _read_pictures(raw, dataset, info, form, workers, left_out, unused)
+    with atomic_directory(target) as folder:
+        shape = (info.side, info.side, info.channels)
+        writers = {split: SplitWriter(folder, split, shape, len(info.class_names)) for split in SPLITS}
+        for piece in pieces:
+            writers[piece.split].add(piece.images, piece.labels)
+        splits = {split: writer.close() for split, writer in writers.items()}
+        _check_left_out(info, left_out, sum(split["images"] for split in splits.values()), settings.left_out_limit)
+        _check_splits(info, splits)
+        _write_contact_sheet(folder, len(info.class_names), settings.contact_sheet_per_class)
+        card = {
+            "dataset": dataset,
+            "title": info.title,
+            "source": info.source,
+            "licence": info.licence,
+            "height": info.side,
+            "width": info.side,
+            "channels": info.channels,
+            "class_names": list(info.class_names),
+            "raw_sha256": _raw_digests(raw),
+            "splits": splits,
+            "contact_sheet_sha256": digest(folder / "contact-sheet.png"),
+            "left_out": [vars(item) for item in left_out],
+            "unused": len(unused),  # good, but beyond the split
+        }
+        write_json(folder / "card.json", card)
+    return target
+
+
+def _raw_digests(raw: Path) -> dict[str, str]:
+    digests = {path.name: digest(path) for path in sorted(raw.iterdir()) if path.name != pack.PACK}
+    if pack.SHA256 in digests:  # its pictures were verified one by one
+        digests[pack.PACK] = (raw / pack.SHA256).read_text().split()[0]
+    return digests
+
+
+def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iterator[Piece]:
+    for split in SPLITS:
+        images, labels = (_read_idx(raw / f"{split}-{what}.idx", dataset) for what in ("images", "labels"))
+        side = DATASETS[dataset].side
+        if images.shape[1:] != (side, side):
+            raise AtelierError(
+                f"{info.title}: {split} images are {(*images.shape[1:], 1)}, expected {(side, side, 1)}; "
+                "run ingest again"
+            )
+        if len(images) != len(labels):
+            raise AtelierError(f"{info.title}: {len(images)} {split} images and {len(labels)} labels; run ingest again")
+        if labels.max(initial=0) >= len(info.class_names):
+            raise AtelierError(f"{info.title}: label {labels.max()} names no class; run ingest again")
+        starts = range(0, len(images), ROWS_AT_A_TIME)
+        for start in watch(starts, len(starts), f"prepare {dataset} {split}", "piece"):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            yield Piece(split, resize_all(images[rows][..., None], form), labels[rows].astype(np.int64))
+
+
+def _read_idx(path: Path, dataset: str) -> npt.NDArray[np.uint8]:
+    if not path.is_file():
+        raise InputError(f"{path}: missing; run 'atelier ingest {dataset}' first")
+    return idx.decode(path.read_bytes(), str(path))
+
+
+def _read_pictures(
+    raw: Path,
+    dataset: str,
+    info: DatasetInfo,
+    form: Form,
+    workers: int | None,
+    left_out: list[LeftOut],  # filled, as is `unused`
+    unused: list[str],
+) -> Iterator[Piece]:
+    files = pack.read_files(raw, dataset)
+    tables = [file for file in files if file.name.lower().endswith(".csv")]
+    pictures = [file for file in files if not file.name.lower().endswith(".csv")]
+    left_out += pack.read_left_out(raw, dataset)
+    labels, missing = find_labels(pictures, tables, pack.PackReader(raw), info)
+    left_out += missing
+    labelled = [(file, label) for file, label in zip(pictures, labels, strict=True) if not isinstance(label, str)]
+    left_out += [LeftOut(f.name, label) for f, label in zip(pictures, labels, strict=True) if isinstance(label, str)]
+    sorter = Sorter(info)
+    position = 0
+    rendered = render_all(raw, [file for file, _ in labelled], form, workers)
+    with bar(len(labelled), f"prepare {dataset}", "picture") as advance:
+        for result in rendered:
+            rows: dict[Split, list[int]] = {split: [] for split in SPLITS}
+            numbers: dict[Split, list[int]] = {split: [] for split in SPLITS}
+            row = 0
+            for outcome in result.outcomes:
+                file, label = labelled[position]
+                position += 1
+                if isinstance(outcome, str):
+                    left_out.append(LeftOut(file.name, outcome))
+                    continue
+                split = sorter.split_of(file.name, outcome)
+                if isinstance(split, LeftOut):
+                    left_out.append(split)
+                elif split is None:
+                    unused.append(file.name)
+                else:
+                    rows[split].append(row)
+                    numbers[split].append(-1 if label is None else label)
+                row += 1
+            advance(len(result.outcomes))
+            for split in SPLITS:
+                yield Piece(split, result.images[rows[split]], np.array(numbers[split], dtype=np.int64))
+
+
+def _check_left_out(info: DatasetInfo, left_out: list[LeftOut], good: int, limit: float) -> None:
+    pictures = [item for item in left_out if item.reason not in HARMLESS]
+    if len(pictures) > limit * (good + len(pictures)):
+        named = "; ".join(f"{item.file}: {item.reason}" for item in pictures[:NAMED_IN_ERROR])
+        raise AtelierError(
+            f"{info.title}: {len(pictures)} of {good + len(pictures)} pictures would be left out ({named}"
+            f"{'; …' if len(pictures) > NAMED_IN_ERROR else ''}); mend them, or raise prepare.left_out_limit"
+        )
+
+
+def _check_splits(info: DatasetInfo, splits: dict[Split, dict[str, Any]]) -> None:
+    train, test = splits["train"]["images"], splits["test"]["images"]
+    if info.split == "first" and (train, test) != (info.train_images, info.test_images):
+        raise AtelierError(
+            f"{info.title}: split 'first' wants {info.train_images} + {info.test_images} pictures, {train + test} are "
+            "good; set train_images and test_images of prepare.sets"
+        )
+    for split in SPLITS:
+        if not splits[split]["images"]:
+            raise AtelierError(
+                f"{info.title}: none of {train + test} pictures is for '{split}'; add pictures, or split otherwise"
+            )
+    for name, count in zip(info.class_names, splits["train"].get("by_class", ()), strict=False):
+        if not count:
+            raise AtelierError(f"{info.title}: no picture of class '{name}' to train on; add some, or remove the class")
+
+
+def _write_contact_sheet(folder: Path, classes: int, per_class: int) -> None:
+    """The first training images of each class, a row a class; without classes, as many rows as ten classes have."""
+    images = np.load(folder / "train-images.npy", mmap_mode="r")
+    if not classes:
+        save_png(folder / "contact-sheet.png", tile(images[: 10 * per_class], columns=per_class))
+        return
+    labels = np.load(folder / "train-labels.npy")
+    sheet = np.full((classes, per_class, *images.shape[1:]), 255, dtype=np.uint8)
+    for label in range(classes):
+        chosen = np.flatnonzero(labels == label)[:per_class]
+        sheet[label, : len(chosen)] = images[chosen]
+    save_png(folder / "contact-sheet.png", tile(sheet.reshape(-1, *images.shape[1:]), columns=per_class))

@@ -1,0 +1,1 @@
+"""One file a source. Each fills a folder with verified raw files: content decides, not origin."""
