@@ -1,0 +1,241 @@
+"""The table of models. A model is one file here that builds its networks, and one entry of `MODELS`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from atelier.models.recipe import GanRecipe, Recipe, VaeRecipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from atelier.models.likelihood import Bernoulli, Gaussian
+    from atelier.models.prior import ClassPrior
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Height, width and channels of the images of a data set, and its number of classes (0: no labels)."""
+
+    height: int
+    width: int
+    channels: int
+    classes: int
+
+
+GREY_28 = ImageShape(28, 28, 1, 10)
+COLOUR_64 = ImageShape(64, 64, 3, 0)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One system: how it is trained by default, what data it takes, and where it comes from."""
+
+    recipe: Recipe
+    source: str
+    data_range: Literal["symmetric", "unit"]  # images in [-1, 1] or in [0, 1]
+    labels: Literal["required", "optional", "unused"] = "unused"
+    side_multiple: int = 1  # image sides must be a multiple of it
+    home: ImageShape = GREY_28  # the images it was made for
+
+    @property
+    def method(self) -> Literal["gan", "vae"]:
+        """Which training method it belongs to."""
+        return "gan" if isinstance(self.recipe, GanRecipe) else "vae"
+
+    def classes(self, recipe: Recipe, available: int) -> int:
+        """How many classes its networks know, of those that the data have: none where labels are not used."""
+        return available if self.labels != "unused" and recipe.labels else 0
+
+
+MODELS: dict[str, Model] = {
+    "cgan": Model(
+        recipe=GanRecipe(
+            kimg=400,
+            batch=64,
+            latent=64,
+            width=32,
+            generator_lr=2e-3,
+            discriminator_lr=2e-3,
+            ema_half_life_kimg=10.0,
+            lr_decay="linear",
+            lr_hold=0.5,
+        ),
+        source="the project's own conditional convolutional GAN",
+        data_range="symmetric",
+        labels="optional",
+        side_multiple=4,
+    ),
+    "cvae": Model(
+        recipe=VaeRecipe(
+            kimg=240,
+            batch=64,
+            latent=32,
+            width=32,
+            lr=1.5e-3,
+            beta=0.5,
+            beta_warmup_kimg=50,
+            ema_half_life_kimg=10.0,
+            lr_decay="linear",
+        ),
+        source="the project's own conditional convolutional VAE",
+        data_range="unit",
+        labels="optional",
+        side_multiple=4,
+    ),
+    "vanilla": Model(
+        recipe=GanRecipe(
+            kimg=6000, batch=100, latent=100, width=256, generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.9
+        ),
+        source="document 002: a vanilla GAN of dense layers on digits",
+        data_range="symmetric",
+    ),
+    "dense": Model(
+        recipe=GanRecipe(
+            kimg=3000,
+            batch=64,
+            latent=100,
+            width=256,
+            updates="separate",
+            generator_lr=2e-4,
+            discriminator_lr=2e-4,
+        ),
+        source="document 003: a first GAN, dense layers against convolutions",
+        data_range="symmetric",
+        side_multiple=4,
+    ),
+    "refine": Model(
+        recipe=GanRecipe(
+            kimg=1000,
+            batch=50,
+            latent=100,
+            width=32,
+            real_label=0.9,
+            updates="gated",
+            generator_lr=1e-4,
+            discriminator_lr=1e-4,
+            beta1=0.9,
+        ),
+        source="document 000: a generator that refines a large image",
+        data_range="unit",
+        side_multiple=4,
+    ),
+    "dcgan": Model(
+        recipe=GanRecipe(kimg=1000, batch=64, latent=100, width=64, generator_lr=2e-4, discriminator_lr=2e-4),
+        source="document 001: transposed convolutions, colour images of 64 by 64",
+        data_range="symmetric",
+        side_multiple=8,
+        home=COLOUR_64,
+    ),
+    "fashion": Model(
+        recipe=GanRecipe(
+            kimg=2995.2,  # 50 epochs of 117 batches
+            batch=512,
+            latent=64,
+            width=32,
+            updates="simultaneous",
+            generator_lr=1e-3,
+            discriminator_lr=5e-3,
+            discriminator_optimizer="rmsprop",
+        ),
+        source="document 004, question 1: a convolutional GAN on clothes",
+        data_range="unit",
+        side_multiple=4,
+    ),
+    "cvae-tutorial": Model(
+        recipe=VaeRecipe(
+            kimg=600,
+            batch=32,
+            latent=2,
+            width=32,
+            labels=False,
+            lr=1e-4,
+            binarise=True,
+            divergence="sampled",
+            prior_components=0,
+        ),
+        source="document 004, question 2: a convolutional VAE with a latent plane",
+        data_range="unit",
+        labels="optional",
+        side_multiple=4,
+    ),
+    "pokemon-dense": Model(
+        recipe=VaeRecipe(kimg=30, batch=32, latent=32, width=64, lr=1e-3, prior_components=0),
+        source="document 004, last question: a dense VAE on Pokémon",
+        data_range="unit",
+        home=COLOUR_64,
+    ),
+    "pokemon-conv": Model(
+        recipe=VaeRecipe(kimg=30, batch=32, latent=32, width=32, lr=1e-3, prior_components=0),
+        source="document 004, last question: a convolutional VAE on Pokémon",
+        data_range="unit",
+        side_multiple=8,
+        home=COLOUR_64,
+    ),
+    "pokemon-gan": Model(
+        recipe=GanRecipe(kimg=60, batch=32, latent=100, width=128, generator_lr=2e-4, discriminator_lr=2e-4),
+        source="document 004, last question: the notebook's GAN on Pokémon",
+        data_range="unit",
+        side_multiple=4,
+        home=COLOUR_64,
+    ),
+}
+
+
+def build_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
+    """Build the networks of a model by the roles of its method: generator and discriminator, or encoder and decoder.
+
+    The initial weights come from torch's global generator: seed it first.
+    """
+    module = _module(name)
+    roles = ("generator", "discriminator") if isinstance(recipe, GanRecipe) else ("encoder", "decoder")
+    networks: dict[str, nn.Module] = {role: getattr(module, role)(recipe, shape) for role in roles}
+    if isinstance(recipe, GanRecipe) and recipe.spectral_norm:
+        from atelier.models.layers import spectral_norm
+
+        spectral_norm(networks["discriminator"])
+    return networks
+
+
+def build_sampling_network(name: str, recipe: Recipe, shape: ImageShape) -> nn.Module:
+    """Build the network that turns (noise, labels) into images once training is over, with no weights loaded."""
+    if isinstance(recipe, GanRecipe):
+        generator: nn.Module = _module(name).generator(recipe, shape)
+        return generator
+    from atelier.models.prior import Decoding
+
+    return Decoding(_module(name).decoder(recipe, shape), build_prior(recipe, shape.classes), build_likelihood(recipe))
+
+
+def build_prior(recipe: Recipe, classes: int) -> ClassPrior:
+    """Build the prior of a VAE: N(0, I) until it is fitted."""
+    from atelier.models.prior import ClassPrior
+
+    assert isinstance(recipe, VaeRecipe)
+    return ClassPrior(classes, recipe.latent, max(recipe.prior_components, 1))
+
+
+def build_likelihood(recipe: Recipe) -> Bernoulli | Gaussian:
+    """Build the likelihood of a VAE."""
+    from atelier.models.likelihood import LIKELIHOODS
+
+    assert isinstance(recipe, VaeRecipe)
+    return LIKELIHOODS[recipe.likelihood]()
+
+
+def count_parameters(name: str) -> dict[str, int]:
+    """Trainable parameters of each network of a model, at its default sizes on the images it was made for."""
+    entry = MODELS[name]
+    home = entry.home
+    shape = ImageShape(home.height, home.width, home.channels, entry.classes(entry.recipe, home.classes))
+    return {
+        role: sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        for role, network in build_networks(name, entry.recipe, shape).items()
+    }
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"atelier.models.{name.replace('-', '_')}")

@@ -1,0 +1,96 @@
+"""What a run may set: the recipe of a GAN and of a VAE, with their bounds. Imports no torch: errors must be instant."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+LARGEST = sys.float_info.max  # not infinity
+Share = Annotated[float, Meta(ge=0, lt=1)]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Count = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every model has. Time is in kimg: thousands of real images seen."""
+
+    kimg: Positive  # training budget, thousands of real images
+    batch: Annotated[int, Meta(ge=2)]  # images a step, over all ranks
+    latent: Count  # dimensions of the latent space
+    width: Count  # channels of the widest feature map next to the image
+    seed: Seed = 0
+    labels: bool = True  # learn from the data set's labels, if it has any
+    mirror: bool = False  # mirror half of the real images, drawn anew each time
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it, else fp32
+    microbatch: Annotated[int, Meta(ge=0)] = 0  # images a network holds at once, if fewer fit; forward runs twice
+    compile: bool = False  # torch.compile: half a minute at the start; pays on a GPU, in long trainings
+    ema_half_life_kimg: NotNegative = 0.0  # 0: the last weights are the result
+    lr_decay: Literal["none", "linear", "cosine"] = "none"  # how the learning rates fall over `kimg`
+    lr_hold: Share = 0.0  # share of `kimg` before `lr_decay` begins
+
+    @property
+    def noise(self) -> int:
+        """How many standard normal numbers an image is drawn from."""
+        return self.latent
+
+
+class GanRecipe(Recipe, frozen=True, kw_only=True):
+    """Adversarial training: a generator against a discriminator.
+
+    Raises:
+        ValueError: for values that contradict one another.
+    """
+
+    loss: Literal["bce", "minimax", "least-squares", "hinge", "wasserstein", "relativistic"] = "bce"
+    real_label: Annotated[float, Meta(gt=0.5, le=1)] = 1.0  # what D is to say of real images; below 1: smoothing
+    # alternating: D, then G on the same fakes; simultaneous: both from one state; separate: D on reals, D on fakes,
+    # then G on new fakes; gated: the same, leaving out each step whose loss is small
+    updates: Literal["alternating", "simultaneous", "separate", "gated"] = "alternating"
+    generator_lr: Positive
+    discriminator_lr: Positive
+    discriminator_optimizer: Literal["adam", "rmsprop"] = "adam"
+    beta1: Share = 0.5
+    beta2: Share = 0.999
+    # on D's gradients: at real images, at real images and fakes, or between them (WGAN-GP)
+    penalty: Literal["none", "r1", "r1-r2", "interpolated"] = "none"
+    penalty_weight: Positive = 10.0
+    penalty_every: Count = 1  # steps from one penalty, as many times stronger, to the next
+    spectral_norm: bool = False  # of D's weights
+    augment: list[Literal["colour", "translation", "cutout"]] = []  # DiffAugment, for few images
+
+    def __post_init__(self) -> None:
+        by_parts = self.updates in ("separate", "gated")
+        if by_parts and self.loss == "relativistic":
+            raise ValueError(f"loss: 'relativistic' does not go with updates: {self.updates}; change one")
+        if by_parts and self.penalty != "none":
+            raise ValueError(f"penalty: '{self.penalty}' does not go with updates: {self.updates}; change one")
+        if self.real_label < 1 and self.loss not in ("bce", "minimax", "least-squares"):
+            raise ValueError(f"real_label: loss '{self.loss}' has no labels to smooth; leave it out")
+        if self.penalty != "none" and (self.compile or self.microbatch):
+            key = "compile" if self.compile else "microbatch"
+            raise ValueError(f"penalty: '{self.penalty}' differentiates twice, {key} cannot; leave one out")
+        if self.spectral_norm and self.microbatch:
+            raise ValueError("spectral_norm: does not go with microbatch, it is renewed with each pass; leave one out")
+
+
+class VaeRecipe(Recipe, frozen=True, kw_only=True):
+    """Variational training: an encoder and a decoder."""
+
+    lr: Positive
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # of a pixel; gaussian: one learned variance for all
+    binarise: bool = False  # learn images of 0 and 1, by a threshold of 0.5
+    divergence: Literal["closed", "sampled"] = "closed"  # the KL part: its formula, or its value at the drawn latents
+    beta: Positive = 1.0  # weight of the KL part
+    beta_warmup_kimg: NotNegative = 0.0
+    prior_components: Annotated[int, Meta(ge=0)] = (
+        10  # Gaussians a class fitted to the latents to draw from; 0: N(0, I)
+    )
+
+    @property
+    def noise(self) -> int:
+        """One number more than the latent has: it chooses the component of the prior."""
+        return self.latent + 1

@@ -1,0 +1,88 @@
+"""`refine`: a generator that begins at twice the image's side and refines it by convolutions (document 000).
+
+The document gives the generator to the letter and the discriminator as a figure; its layers, the batch of 50, Adam
+1e-4, labels of 0.9 for real images and the gated updates are those of the published code it was taken from. Weights
+and biases are normal(0, 0.02), truncated at two deviations; the discriminator's biases start at zero.
+
+Batch normalisation has no scale, always uses the statistics of the batch, and its shifts are not trained: that code
+trains variables named "g_", and those are named "bn". Where TensorFlow 1 resized with the corners' grid, images are
+resized with pixel centres here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.models import ImageShape
+from atelier.models.layers import ConvSame, Flatten, Reshape, Unconditional, truncated_normal
+from atelier.models.recipe import Recipe
+
+DEVIATION = 0.02
+
+
+class Generator(nn.Module):
+    """Noise (n, latent) → images (n, c, h, w) in [0, 1]."""
+
+    def __init__(self, latent: int, shape: ImageShape) -> None:
+        super().__init__()
+        self.side = 2 * shape.height
+        self.dense = nn.Linear(latent, self.side**2)
+        self.reshape = Reshape(self.side)
+        self.norm1 = _norm(1)
+        self.conv2 = ConvSame(1, latent // 2)
+        self.norm2 = _norm(latent // 2)
+        self.conv3 = ConvSame(latent // 2, latent // 4)
+        self.norm3 = _norm(latent // 4)
+        self.conv4 = nn.Conv2d(latent // 4, shape.channels, 1, stride=2)
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Generate images; labels are not used."""
+        maps = F.relu(self.norm1(self.reshape(self.dense(truncated_normal(noise)))))
+        maps = self._resize(F.relu(self.norm2(self.conv2(maps))))
+        maps = self._resize(F.relu(self.norm3(self.conv3(maps))))
+        return torch.sigmoid(self.conv4(maps))
+
+    def _resize(self, maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=(self.side, self.side), mode="bilinear")
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-5, affine=False, track_running_stats=False)
+
+
+def _initialise(network: nn.Module, biases: bool) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
+            assert module.bias is not None
+            if biases:
+                nn.init.trunc_normal_(module.bias, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
+            else:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def generator(recipe: Recipe, shape: ImageShape) -> nn.Module:
+    """z → 56×56×1 → 28×28×50 → 56×56 → 28×28×25 → 56×56 → 28×28×1."""
+    return _initialise(Generator(recipe.latent, shape), biases=True)
+
+
+def discriminator(recipe: Recipe, shape: ImageShape) -> nn.Module:
+    """Two convolutions k5 with average pooling, 1024 → the logit of being real."""
+    width = recipe.width
+    return _initialise(
+        Unconditional(
+            nn.Conv2d(shape.channels, width, 5, padding=2),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(width, 2 * width, 5, padding=2),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            Flatten(),
+            nn.Linear(shape.height // 4 * (shape.width // 4) * 2 * width, 32 * width),
+            nn.ReLU(),
+            nn.Linear(32 * width, 1),
+            nn.Flatten(0),
+        ),
+        biases=False,
+    )

@@ -1,0 +1,178 @@
+"""The systems of the five documents, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network, count_parameters
+from atelier.models.layers import ConvSame, Reshape, truncated_normal, upward
+
+# trainable parameters, from the documents
+COUNTS = {
+    "vanilla": {"generator": 1_486_352, "discriminator": 1_460_225},
+    "dense": {"generator": 1_486_352, "discriminator": 80_769},
+    "refine": {"generator": 328_537, "discriminator": 3_265_409},
+    "dcgan": {"generator": 2_009_219, "discriminator": 675_265},
+    "fashion": {"generator": 259_521, "discriminator": 21_121},
+    "cvae-tutorial": {"encoder": 28_036, "decoder": 41_953},
+    "pokemon-dense": {"encoder": 790_656, "decoder": 800_832},
+    "pokemon-conv": {"encoder": 617_600, "decoder": 363_459},
+    "pokemon-gan": {"generator": 3_852_931, "discriminator": 55_105},
+}
+
+# what comes out of each layer that has parameters: features, or channels × side × side
+LAYERS = {
+    "vanilla": {"generator": "256 512 1024 784", "discriminator": "1024 512 256 1"},
+    "dense": {"generator": "256 512 1024 784", "discriminator": "64x14x14 128x7x7 1"},
+    "refine": {
+        "generator": "3136 50x28x28 25x28x28 1x28x28",
+        "discriminator": "32x28x28 64x14x14 1024 1",
+    },
+    "dcgan": {
+        "generator": "8192 256x16x16 128x32x32 64x64x64 3x64x64",
+        "discriminator": "64x32x32 128x16x16 256x8x8 1",
+    },
+    "fashion": {"generator": "3136 64x14x14 32x28x28 1x28x28", "discriminator": "32x13x13 64x6x6 1"},
+    "cvae-tutorial": {"encoder": "32x13x13 64x6x6 4", "decoder": "1568 64x14x14 32x28x28 1x28x28"},
+    "pokemon-dense": {"encoder": "64 64", "decoder": "64 12288"},
+    "pokemon-conv": {"encoder": "32x32x32 64x16x16 128x8x8 64", "decoder": "8192 64x16x16 32x32x32 3x64x64"},
+    "pokemon-gan": {
+        "generator": "32768 128x32x32 128x64x64 3x64x64",
+        "discriminator": "64x32x32 64x16x16 1",
+    },
+}
+
+
+def networks_of(name: str, classes: int = 0) -> tuple[dict[str, nn.Module], ImageShape]:
+    home = MODELS[name].home
+    shape = ImageShape(home.height, home.width, home.channels, classes)
+    torch.manual_seed(0)
+    return build_networks(name, MODELS[name].recipe, shape), shape
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_the_documents(name: str) -> None:
+    assert count_parameters(name) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_has_the_shape_of_the_document(name: str) -> None:
+    networks, shape = networks_of(name)
+    for role, expected in LAYERS[name].items():
+        seen: list[str] = []
+        for module in networks[role].modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                module.register_forward_hook(
+                    lambda layer, inputs, output, seen=seen: seen.append("x".join(map(str, output.shape[1:])))
+                )
+        inputs = (
+            torch.randn(2, MODELS[name].recipe.latent)
+            if role in ("generator", "decoder")
+            else torch.rand(2, shape.channels, shape.height, shape.width)
+        )
+        networks[role](inputs)
+        assert " ".join(seen) == expected, role
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_images_are_in_the_range_of_the_data(name: str) -> None:
+    entry = MODELS[name]
+    _, shape = networks_of(name)
+    sampling = build_sampling_network(name, entry.recipe, shape)
+    for parameter in sampling.parameters():
+        parameter.data.mul_(10)  # far from the small numbers of initial weights
+    images = sampling(torch.randn(50, entry.recipe.noise), None)
+    assert images.shape == (50, shape.channels, shape.height, shape.width)
+    low = -1 if entry.data_range == "symmetric" else 0
+    assert low <= images.min() < low + 0.4
+    assert 0.7 < images.max() <= 1
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_same_architecture_takes_images_of_another_size_and_colour(name: str) -> None:
+    entry = MODELS[name]
+    side = 32
+    shape = ImageShape(side, side, 4 - entry.home.channels, 0)
+    networks = build_networks(name, entry.recipe, shape)
+    images = build_sampling_network(name, entry.recipe, shape)(torch.randn(4, entry.recipe.noise), None)
+    assert images.shape == (4, shape.channels, side, side)
+    judged = networks["discriminator" if entry.method == "gan" else "encoder"](images.detach(), None)
+    assert (judged if isinstance(judged, Tensor) else judged[0]).shape[0] == 4
+
+
+def test_the_tutorial_with_labels_uses_them() -> None:
+    networks, _ = networks_of("cvae-tutorial", classes=10)
+    counts = {role: sum(p.numel() for p in network.parameters()) for role, network in networks.items()}
+    assert counts == {"encoder": 28_036 + 10 * 9 * 32, "decoder": 41_953 + 10 * 1568}
+    ones, twos = torch.full((4,), 1), torch.full((4,), 2)
+    images, latents = torch.rand(4, 1, 28, 28), torch.randn(4, 2)
+    assert not torch.equal(networks["encoder"](images, ones)[0], networks["encoder"](images, twos)[0])
+    assert not torch.equal(networks["decoder"](latents, ones), networks["decoder"](latents, twos))
+
+
+def test_same_padding_is_tensorflows() -> None:
+    """A kernel that takes its last row and column alone sees the padding at the end, none at the start."""
+    layer = ConvSame(1, 1)
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    layer.weight.data[0, 0, 2, 2] = 1
+    maps = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert layer(maps)[0, 0].tolist() == [[10, 0], [0, 0]]
+    assert upward(3, 5)(torch.randn(2, 3, 7, 7)).shape == (2, 5, 14, 14)
+
+
+def test_maps_are_reshaped_in_tensorflows_order() -> None:
+    maps = Reshape(2)(torch.arange(12.0)[None])
+    assert maps.shape == (1, 3, 2, 2)
+    assert maps[0, :, 0, 1].tolist() == [3, 4, 5]  # row 0, column 1, its three channels
+
+
+def test_truncated_noise_has_the_moments_of_the_truncated_normal() -> None:
+    noise = truncated_normal(torch.randn(200_000, generator=torch.Generator().manual_seed(0)))
+    assert noise.abs().max() <= 2
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert noise.std() == pytest.approx(0.8796, abs=0.005)
+
+
+def test_refine_is_initialised_as_its_document_says() -> None:
+    networks, _ = networks_of("refine")
+    for role, network in networks.items():
+        for name, parameter in network.named_parameters():
+            if role == "discriminator" and name.endswith("bias"):
+                assert not parameter.any()
+            else:
+                assert 0 < parameter.abs().max() <= 0.04, name
+    assert networks["generator"].dense.weight.std().item() == pytest.approx(0.02 * 0.88, rel=0.02)
+
+
+def test_refine_normalises_by_the_batch_when_sampling_too() -> None:
+    generator = networks_of("refine")[0]["generator"].eval()
+    noise = torch.randn(8, 100)
+    assert not torch.allclose(generator(noise)[:4], generator(noise[:4]))
+
+
+@pytest.mark.parametrize("name", ["dense", "fashion", "cvae-tutorial", "pokemon-dense", "pokemon-conv", "pokemon-gan"])
+def test_keras_models_start_glorot_uniform(name: str) -> None:
+    for network in networks_of(name)[0].values():
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
+                limit = (6 / (fan_in + fan_out)) ** 0.5
+                assert 0.95 * limit < module.weight.abs().max() <= limit
+                assert not module.bias.any()
+
+
+def test_the_command_prints_the_counts(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "atelier", "models"]
+    printed = json.loads(
+        subprocess.run([*command, "--json"], env=environment, capture_output=True, check=True, text=True).stdout
+    )
+    assert set(printed) == set(MODELS)
+    assert {name: printed[name] for name in COUNTS} == COUNTS
