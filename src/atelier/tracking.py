@@ -1,0 +1,341 @@
+"""MLflow: which store, which run, and feeding a run from a training's journal without ever holding training up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atelier.errors import AtelierError, InputError
+from atelier.files import read_json, write_json
+from atelier.origin import PIPELINE_RUN_TAG, data_input, origin_tags, process_tags
+from atelier.training.journal import read_journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "atelier"
+LINES_PER_BATCH = 100  # MLflow takes 1,000 figures a call; its step is the number of images seen
+POLL_SECONDS = 2.0
+MACHINE_SECONDS = 10.0  # between two looks at processor, memory, disk, network and GPU
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, or an SQLite file in the workspace: nothing to start."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def mlflow_errors(root: Path) -> Iterator[None]:
+    """Whatever MLflow, its database or its artifact store raise becomes one line that names the store."""
+    try:
+        yield
+    except AtelierError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        raise AtelierError(f"MLflow at {public_uri(tracking_uri(root))}: {reason}") from error
+
+
+def public_uri(uri: str) -> str:
+    """A URI without the name and password that it may carry."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def client(root: Path) -> MlflowClient:
+    """An MLflow client on the workspace's store."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of its 7, the last wait is two minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # of its 120 seconds without a byte
+    import logging
+
+    import mlflow
+
+    # else every table of a new store is announced, and each figure of the machine that could not be sent
+    for chatty, level in (
+        ("store", logging.WARNING),
+        ("pyfunc", logging.WARNING),
+        ("system_metrics", logging.CRITICAL),
+    ):
+        logging.getLogger(f"mlflow.{chatty}").setLevel(level)
+    uri = tracking_uri(root)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        _make_embedded_store(root.resolve() / "mlflow.db")
+    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    with _environment_kept("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(registry_uri)
+    return mlflow.MlflowClient()
+
+
+def ensure_registered_model(mlflow_client: MlflowClient, name: str, description: str | None = None) -> None:
+    """Make a registered model unless there is one of that name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow_client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def run_params(config: dict[str, Any]) -> dict[str, Any]:
+    """What an MLflow run records of a model's config: every parameter of its training."""
+    recipe: dict[str, Any] = config["recipe"]
+    return {"dataset": config["dataset"], "model": config["model"]} | recipe
+
+
+@contextlib.contextmanager
+def _environment_kept(*names: str) -> Iterator[None]:
+    """MLflow writes what it is set to into the environment, where it would pass for the user's own choice."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def store(uri: str) -> Iterator[None]:
+    """Work with another store than the workspace's for a while."""
+    with _environment_kept("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_REGISTRY_URI"] = uri
+        yield
+
+
+def _make_embedded_store(path: Path) -> None:
+    """Make the SQLite store aside and put it in place whole: MLflow cannot mend one whose making was cut short."""
+    if path.exists():
+        return
+    from mlflow import MlflowClient
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{partial}").search_experiments()
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        path.hardlink_to(partial)
+    for left in path.parent.glob(f".{path.name}.*.partial*"):  # of killed makers; one still at it tries again
+        left.unlink(missing_ok=True)
+
+
+def ensure_run(root: Path, name: str, params: dict[str, Any], run_id: str | None) -> str:
+    """The MLflow run of a training, made if there is none.
+
+    MLFLOW_RUN_ID in the environment is honoured, then `run_id`. A `run_id` that this store does not know, since it
+    is another store than before, gives a new run: the journal holds all that is needed to fill it.
+    """
+    from mlflow.entities import RunTag
+    from mlflow.exceptions import MlflowException
+
+    mlflow_client = client(root)
+    from_environment = os.environ.get("MLFLOW_RUN_ID")
+    run = None
+    if wanted := from_environment or run_id:
+        try:
+            run = mlflow_client.get_run(wanted)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        if run is not None and run.info.lifecycle_stage == "deleted":
+            run = None
+        if run is None and from_environment:
+            raise InputError(f"MLFLOW_RUN_ID={wanted}: no such run in {public_uri(tracking_uri(root))}; unset it")
+    if run is None:
+        experiment = experiment_id(mlflow_client, root)
+        tags = origin_tags(mlflow_client, experiment) | process_tags()
+        run = mlflow_client.create_run(experiment, run_name=name, tags=tags)
+    else:
+        mlflow_client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in process_tags().items()])
+        if run.info.status != "RUNNING":
+            mlflow_client.update_run(run.info.run_id, status="RUNNING")
+    if not run.inputs.dataset_inputs and (data := data_input(params)) is not None:
+        mlflow_client.log_inputs(run.info.run_id, [data])
+    _log_new_params(mlflow_client, run.info.run_id, params, run.data.params)
+    return str(run.info.run_id)
+
+
+def experiment_id(mlflow_client: MlflowClient, root: Path) -> str:
+    """The experiment that all runs are in, made if there is none."""
+    experiment = mlflow_client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # a server proxies artifacts; an embedded store keeps them beside its database
+    database = tracking_uri(root).partition("sqlite:///")[2]
+    location = (Path(database).resolve().parent / "mlartifacts").as_uri() if database else None
+    try:
+        return str(mlflow_client.create_experiment(EXPERIMENT, artifact_location=location))
+    except Exception:  # another process made it in between
+        experiment = mlflow_client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+def _log_new_params(mlflow_client: MlflowClient, run_id: str, params: dict[str, Any], known: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    new = [Param(key, str(value)) for key, value in params.items() if key not in known]
+    if new:
+        mlflow_client.log_batch(run_id, params=new)
+
+
+def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing: Path, sent: int) -> int:
+    """Send the journal's lines after the first `sent`, in batches; returns how many lines MLflow now has.
+
+    A line's time is when it was written, so that sending it twice, after an answer that never came, changes nothing:
+    MLflow keeps one of equal (name, step, value, time).
+    """
+    from mlflow.entities import Metric
+
+    lines = read_journal(journal)
+    written = [line["unix"] for line in read_journal(timing)]
+    written += [time.time()] * (len(lines) - len(written))  # a model that came without its times
+    while sent < len(lines):
+        batch = slice(sent, sent + LINES_PER_BATCH)
+        metrics = [
+            Metric(name, value, int(moment * 1000), step=_step(line))
+            for line, moment in zip(lines[batch], written[batch], strict=True)
+            for name, value in line.items()
+            if name != "step"
+        ]
+        mlflow_client.log_batch(run_id, metrics=metrics)
+        sent += len(lines[batch])
+    return sent
+
+
+def _step(line: dict[str, float]) -> int:
+    return round(line["kimg"] * 1000)
+
+
+def lines_sent(mlflow_client: MlflowClient, run_id: str, journal: Path) -> int:
+    """How many of the journal's lines MLflow has: those up to the last step it knows."""
+    history = mlflow_client.get_metric_history(run_id, "kimg")
+    last = max((metric.step for metric in history), default=-1)
+    return sum(_step(line) <= last for line in read_journal(journal))
+
+
+class Feed(threading.Thread):
+    """Feeds an MLflow run from a training's journal, off the training thread; errors wait and try again.
+
+    Args:
+        root: the workspace.
+        name: of the MLflow run.
+        params: what the MLflow run records.
+        folder: holds the journal, the times of its lines, and `mlflow.json`, which names the MLflow run.
+        training: digest of what the training is; `mlflow.json` of another training is not continued.
+        say: tells the person.
+    """
+
+    def __init__(
+        self, root: Path, name: str, params: dict[str, Any], folder: Path, training: str, say: Callable[[str], None]
+    ) -> None:
+        super().__init__(daemon=True, name="mlflow-feed")
+        self.root, self.run_name, self.params, self.training, self.say = root, name, params, training, say
+        self.journal, self.timing, self.record = (
+            folder / file for file in ("journal.jsonl", "timing.jsonl", "mlflow.json")
+        )
+        self.ended, self.given_up = threading.Event(), threading.Event()
+        self.status = "FINISHED"
+        self.complete = False
+        self.machine: Any = None
+
+    def run(self) -> None:
+        """Send until `end` was called and everything is sent, or its time is over."""
+        delay = POLL_SECONDS
+        mlflow_client: MlflowClient | None = None
+        run_id, sent = "", 0
+        while not self.given_up.is_set():
+            last_round = self.ended.is_set()
+            try:
+                if mlflow_client is None:
+                    self._close_former()
+                    run_id = ensure_run(self.root, self.run_name, self.params, self._recorded_run())
+                    write_json(self.record, {"run_id": run_id, "training": self.training})
+                    mlflow_client = client(self.root)
+                    self._watch_machine(run_id)
+                    # what a journal held beyond the checkpoint that training went back to, it will hold again
+                    sent = lines_sent(mlflow_client, run_id, self.journal)
+                sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent)
+                if last_round:
+                    self.machine.finish()
+                    mlflow_client.set_terminated(run_id, status=self.status)
+                    self.complete = True
+                    return
+                delay = POLL_SECONDS
+            except InputError as error:
+                self.say(str(error))
+                return
+            except Exception as error:
+                self.say(f"MLflow does not answer ({str(error).splitlines()[0][:120]}); figures wait in the journal")
+                mlflow_client = None
+                delay = min(delay * 2, 60.0)
+            self.ended.wait(delay) if not last_round else time.sleep(min(delay, 5.0))
+
+    def _watch_machine(self, run_id: str) -> None:
+        """Have MLflow's own monitor log what the machine does; an answer it does not get ends it, until the next."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if self.machine is not None:
+            self.machine.finish()
+        self.machine = SystemMetricsMonitor(run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True)
+        self.machine.start()
+
+    def _close_former(self) -> None:
+        """End the run of a training that was killed and is not gone on from, since this is another one."""
+        if not self.record.is_file() or self._recorded_run() is not None:
+            return
+        mlflow_client, former = client(self.root), recorded_run_id(self.record)
+        with contextlib.suppress(Exception):  # another store, or gone
+            if former is not None and mlflow_client.get_run(former).info.status == "RUNNING":
+                mlflow_client.set_terminated(former, status="KILLED")
+
+    def _recorded_run(self) -> str | None:
+        if not self.record.is_file() or read_json(self.record).get("training") != self.training:
+            return None
+        return recorded_run_id(self.record)
+
+    def end(self, status: str, timeout_seconds: float) -> None:
+        """Send what is left and end the run, waiting for at most `timeout_seconds`."""
+        self.status = status
+        self.ended.set()
+        self.join(timeout_seconds)
+        self.given_up.set()
+        if not self.complete:
+            self.say("MLflow has not taken all figures; 'atelier register' sends the rest from the journal")
+
+
+def recorded_run_id(record: Path) -> str | None:
+    """The run's id that a training left in a JSON file, if it reached MLflow at all."""
+    return read_json(record)["run_id"] if record.is_file() else None
+
+
+def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, timing: Path, run_id: str | None) -> str:
+    """Make sure that MLflow has the whole journal of an ended training; returns the run's id."""
+    with mlflow_errors(root):
+        run_id = ensure_run(root, name, params, run_id)
+        mlflow_client = client(root)
+        send_journal(mlflow_client, run_id, journal, timing, lines_sent(mlflow_client, run_id, journal))
+    return run_id
+
+
+def close_runs(root: Path, pipeline_run: str) -> int:
+    """End what a Kubeflow run left RUNNING, such as a training killed for memory; returns how many there were."""
+    mlflow_client = client(root)
+    experiment = mlflow_client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return 0
+    condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' and attributes.status = 'RUNNING'"
+    left = mlflow_client.search_runs([experiment.experiment_id], condition)
+    for run in left:
+        mlflow_client.set_terminated(run.info.run_id, status="KILLED")
+    return len(left)

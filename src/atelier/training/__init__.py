@@ -1,0 +1,1 @@
+"""Training: a loop that knows no losses, methods that know no files."""

@@ -1,0 +1,74 @@
+"""Which images make up each batch, and getting them onto the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atelier.data.arrays import PreparedSplit
+from atelier.errors import AtelierError
+
+
+class TrainingImages:
+    """The training images on the device, in order or shuffled.
+
+    Sets up to `resident_bytes` lie on the device as uint8; larger ones stay memory-mapped and only each batch is read.
+    The order of epoch e depends on (seed, e) alone: the position in the stream, in images, is the whole state.
+    """
+
+    def __init__(
+        self, split: PreparedSplit, symmetric: bool, seed: int, device: torch.device, resident_bytes: int
+    ) -> None:
+        self.split = split
+        self.symmetric = symmetric
+        self.seed = seed
+        self.device = device
+        self.count = len(split.images)
+        self.resident: Tensor | None = None
+        if split.images.nbytes <= resident_bytes:
+            try:
+                self.resident = torch.from_numpy(np.array(split.images)).to(device)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise AtelierError(
+                    f"{split.images.nbytes >> 20} MB of images do not fit in memory ({device.type}); set "
+                    "train.resident_mb to less, and they are read from disk"
+                ) from None
+        self.labels = torch.from_numpy(split.labels).to(device) if split.labels is not None else None
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def batch(self, position: int, size: int) -> tuple[Tensor, Tensor | None]:
+        """Images [position, position + size) of the endless shuffled stream, and their labels."""
+        parts = []
+        while size:
+            epoch, offset = divmod(position, self.count)
+            part = self._order_of(epoch)[offset : offset + size]
+            parts.append(part)
+            position, size = position + len(part), size - len(part)
+        return self._gather(np.concatenate(parts))
+
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Every training image once, in the order of the file."""
+        for start in range(0, self.count, size):
+            yield self._gather(np.arange(start, min(start + size, self.count)))
+
+    def _order_of(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            self._epoch = epoch
+        return self._order
+
+    def _gather(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[Tensor, Tensor | None]:
+        index = torch.from_numpy(indices).to(self.device)
+        if self.resident is not None:
+            images = self.resident[index]
+        else:
+            images = torch.from_numpy(self.split.images[indices]).to(self.device)
+        # (n, h, w, c) in memory is (n, c, h, w) in channels_last order: no copy
+        scaled = images.permute(0, 3, 1, 2).float().div_(255)
+        return scaled.mul_(2).sub_(1) if self.symmetric else scaled, self.labels[
+            index
+        ] if self.labels is not None else None

@@ -1,0 +1,203 @@
+"""Adversarial training (Goodfellow et al., 2014): a step of the discriminator, then one of the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from atelier.errors import InputError
+from atelier.models.recipe import GanRecipe, Recipe
+from atelier.training.augmentation import augment, mirror
+from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
+from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
+from atelier.training.ranks import Noise, mean_over_ranks
+
+# "gated": the loss above which each step is made, as in the code that `refine` was taken from
+GATES = {"real": 0.45, "fake": 0.6, "generator": 0.5}
+
+
+class Gan:
+    """A generator (noise, labels) → images against a discriminator (images, labels) → logits."""
+
+    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, device: torch.device) -> None:
+        assert isinstance(recipe, GanRecipe)
+        self.recipe = recipe
+        self.device = device
+        self.autocast = Autocast(recipe.precision, device)
+        self.generator = networks["generator"].to(device).to(memory_format=torch.channels_last)
+        self.discriminator = networks["discriminator"].to(device).to(memory_format=torch.channels_last)
+        self.ema = Average(self.generator, recipe.ema_half_life_kimg, recipe.batch)
+        betas = (recipe.beta1, recipe.beta2)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), recipe.generator_lr, betas, fused=True)
+        self.discriminator_optimizer: Optimizer
+        if recipe.discriminator_optimizer == "adam":
+            self.discriminator_optimizer = torch.optim.Adam(
+                self.discriminator.parameters(), recipe.discriminator_lr, betas, fused=True
+            )
+        else:  # with TensorFlow's ρ: torch's own is 0.99
+            self.discriminator_optimizer = torch.optim.RMSprop(
+                self.discriminator.parameters(), recipe.discriminator_lr, alpha=0.9, foreach=True
+            )
+        self.loss = ADVERSARIAL_LOSSES[recipe.loss]
+        self.noise = Noise(recipe.seed, device)
+        self.steps = 0
+        if recipe.penalty != "none" and self.noise.world_size > 1:
+            self._refuse_norms_over_ranks()
+
+    def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """One step of each network, in the order that `updates` says; returns what is logged."""
+        if self.recipe.mirror:
+            images = mirror(images, self.noise)
+        if self.recipe.updates in ("separate", "gated"):
+            figures = self._step_by_parts(images, labels)
+        else:
+            figures = self._step_jointly(images, labels)
+        self.ema.update()
+        return figures
+
+    def _step_jointly(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """The discriminator on real images and fakes, then the generator on the same fakes."""
+        with self.autocast():
+            fakes = self._generate(len(images), labels)
+            real_logits = self._judge(images, labels)
+            fake_logits = self._judge(fakes.detach(), labels)
+        discriminator_loss = self.loss.discriminator(real_logits, fake_logits, self.recipe.real_label)
+        figures = self._figures(real_logits, fake_logits) | {"discriminator_loss": discriminator_loss.detach()}
+        if self.recipe.penalty != "none" and self.steps % self.recipe.penalty_every == 0:
+            penalty = self._penalty(images, fakes.detach(), labels)
+            discriminator_loss = discriminator_loss + self.recipe.penalty_every * penalty
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        discriminator_loss.backward()
+        if self.recipe.updates == "alternating":
+            self.discriminator_optimizer.step()
+
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            real_logits_now = self._judge(images, labels) if self.loss.fake is None else None
+            generator_loss = self.loss.generator(real_logits_now, self._judge(fakes, labels))
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        generator_loss.backward()
+        self.discriminator.requires_grad_(True)
+        if self.recipe.updates == "simultaneous":
+            self.discriminator_optimizer.step()
+        self.generator_optimizer.step()
+        return figures | {"generator_loss": generator_loss.detach()}
+
+    def _step_by_parts(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """The discriminator on real images, then on fakes, then the generator on new fakes; gated or not."""
+        with self.autocast():
+            real_logits = self._judge(images, labels)
+        real_loss = self.loss.real(real_logits, self.recipe.real_label)
+        self._descend(real_loss, self.discriminator_optimizer, "real")
+
+        with self.autocast(), torch.no_grad():
+            fakes = self._generate(len(images), labels)
+        with self.autocast():
+            fake_logits = self._judge(fakes, labels)
+        assert self.loss.fake is not None  # the recipe refuses a loss of pairs
+        fake_loss = self.loss.fake(fake_logits)
+        self._descend(fake_loss, self.discriminator_optimizer, "fake")
+
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            generator_loss = self.loss.generator(None, self._judge(self._generate(len(images), labels), labels))
+        self._descend(generator_loss, self.generator_optimizer, "generator")
+        self.discriminator.requires_grad_(True)
+        return self._figures(real_logits, fake_logits) | {
+            "discriminator_loss": (real_loss + fake_loss).detach(),
+            "generator_loss": generator_loss.detach(),
+        }
+
+    def _generate(self, count: int, labels: Tensor | None) -> Tensor:
+        fakes: Tensor = self.generator(self.noise.normal(count, self.recipe.latent), labels)
+        return fakes
+
+    def _judge(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        logits: Tensor = self.discriminator(augment(images, self.recipe.augment, self.noise), labels)
+        return logits.float()
+
+    def _descend(self, loss: Tensor, optimizer: Optimizer, part: str) -> None:
+        if self.recipe.updates == "gated" and mean_over_ranks(loss.detach()).item() <= GATES[part]:
+            return
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    def _penalty(self, images: Tensor, fakes: Tensor, labels: Tensor | None) -> Tensor:
+        """In fp32: squares of small gradients would be lost in bf16."""
+        images, fakes = (augment(batch.float(), self.recipe.augment, self.noise) for batch in (images, fakes))
+
+        def judge(batch: Tensor) -> Tensor:
+            logits: Tensor = self.discriminator(batch, labels)
+            return logits
+
+        if self.recipe.penalty == "interpolated":
+            penalty = interpolated_penalty(judge, images, fakes, self.noise.uniform(len(images)))
+        else:
+            penalty = zero_centred_penalty(judge, images)
+            if self.recipe.penalty == "r1-r2":
+                penalty = penalty + zero_centred_penalty(judge, fakes)
+        return self.recipe.penalty_weight * penalty
+
+    @torch.no_grad()
+    def _figures(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+        """What the documents look at: how the discriminator judges; 0.5 each when it can no longer tell."""
+        real, fake = self.loss.probability(real_logits), self.loss.probability(fake_logits)
+        return {
+            "discriminator_accuracy": 0.5 * ((real > 0.5).float().mean() + (fake < 0.5).float().mean()),
+            "discriminator_of_real": real.mean(),
+            "discriminator_of_fake": fake.mean(),
+        }
+
+    def _refuse_norms_over_ranks(self) -> None:
+        if any(isinstance(module, _BatchNorm) for module in self.discriminator.modules()):
+            raise InputError(
+                f"penalty {self.recipe.penalty}: batch normalisation over several ranks cannot be differentiated "
+                "twice; train on one, or take a model whose discriminator has none"
+            )
+
+    def set_progress(self, kimg: float) -> None:
+        """Set the learning rates in force after `kimg`."""
+        self.steps = round(kimg * 1000 / self.recipe.batch)
+        factor = learning_rate_factor(self.recipe, kimg)
+        self.generator_optimizer.param_groups[0]["lr"] = self.recipe.generator_lr * factor
+        self.discriminator_optimizer.param_groups[0]["lr"] = self.recipe.discriminator_lr * factor
+
+    def optimizers(self) -> list[Optimizer]:
+        """One a network."""
+        return [self.discriminator_optimizer, self.generator_optimizer]
+
+    def sampling_network(self) -> nn.Module:
+        """The averaged generator."""
+        return self.ema.network
+
+    def finish(self, batches: Callable[[], Batches]) -> None:
+        """Nothing remains to be done."""
+
+    def companions(self) -> dict[str, nn.Module]:
+        """A discriminator is of no use to a sampler."""
+        return {}
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.ema,
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, average, optimisers and the state of the noise."""
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"noise": self.noise.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state saved by `state_dict`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.noise.set_state(state["noise"])

@@ -1,0 +1,38 @@
+"""The journal: one JSON line a tick, written by training, read by everything else (MLflow, plots, the report)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """An append-only file of JSON lines whose length is part of the checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line, whole."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+
+    def bytes(self) -> int:
+        """Length of the file."""
+        return self.path.stat().st_size
+
+    def truncate(self, length: int) -> None:
+        """Forget what came after a checkpoint; 0 begins a file."""
+        self.path.touch()
+        os.truncate(self.path, length)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]

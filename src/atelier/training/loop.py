@@ -1,0 +1,198 @@
+"""The training loop. It knows batches, time, checkpoints and the journal, and nothing of losses."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atelier.errors import AtelierError
+from atelier.params import Train
+from atelier.training import checkpoints
+from atelier.training.batches import TrainingImages
+from atelier.training.journal import Journal
+from atelier.training.method import Method
+from atelier.training.ranks import Agreement, Ranks
+
+
+@dataclass
+class Position:
+    """Where training is. `images` counts real images seen; seconds are of training, over all its sessions."""
+
+    images: int = 0
+    step: int = 0
+    tick_step: int = 0  # the step at which the present tick began
+    picture: int = 0
+    seconds: float = 0.0
+
+
+class Terminated(Exception):
+    """SIGTERM was received and a checkpoint saved."""
+
+
+def train_loop(
+    method: Method,
+    data: TrainingImages,
+    folder: Path,  # journal, checkpoints and pictures go here
+    ranks: Ranks,
+    *,
+    state: dict[str, Any] | None,  # a checkpoint's, or None to start at zero
+    belongs_to: dict[str, Any],  # what a checkpoint says about the training it is of
+    kimg: float,
+    batch: int,  # over all ranks
+    settings: Train,
+    draw_picture: Callable[[Path], None],
+    progress: Callable[[int, float], None],  # told images seen and images a second, once a tick
+) -> None:
+    """Train until `kimg` thousand images were seen.
+
+    Raises:
+        AtelierError: if a figure is no longer finite, or a checkpoint cannot be written.
+        Terminated: after SIGTERM to any rank, once the checkpoint is safe.
+    """
+    share = ranks.share_of(batch)
+    total = max(math.ceil(kimg * 1000 / batch), 1) * batch
+    tick = settings.tick_kimg * 1000
+    position, sums = Position(), dict[str, Tensor]()
+    journal, timing = Journal(folder / "journal.jsonl"), Journal(folder / "timing.jsonl")
+    pictures = folder / "pictures"
+
+    def save_checkpoint() -> None:
+        if sums:  # in the middle of a tick
+            _refuse_not_finite(ranks.mean(sums), position, folder)
+        position.seconds = seconds_before + time.monotonic() - start
+        of_ranks = ranks.gather({"sums": sums} | _random_states(ranks.device))
+        ranks.by_writer(
+            lambda: checkpoints.save(
+                folder,
+                position.images,
+                belongs_to
+                | {
+                    "threads": torch.get_num_threads(),
+                    "method": method.state_dict(),
+                    "position": vars(position),
+                    "ranks": of_ranks,
+                    "journal_bytes": journal.bytes(),
+                    "timing_bytes": timing.bytes(),
+                },
+                settings.checkpoints_kept,
+            )
+        )
+
+    ranks.average_gradients(method.optimizers())
+    if state is not None:
+        position, sums = _go_on(method, state, ranks, folder)
+    if ranks.is_writer:
+        pictures.mkdir(exist_ok=True)
+        journal.truncate(state["journal_bytes"] if state else 0)
+        timing.truncate(state["timing_bytes"] if state else 0)
+        if state is None:
+            draw_picture(pictures / "0000.png")
+        progress(position.images, 0.0)
+
+    agreement = Agreement(ranks)
+    seconds_before = position.seconds
+    start = last_save = tick_start = time.monotonic()
+    with _sigterm() as terminated:
+        while position.images < total:
+            method.set_progress(position.images / 1000)
+            images, labels = data.batch(position.images + ranks.rank * share, share)
+            for name, value in method.step(images, labels).items():
+                sums[name] = sums[name] + value if name in sums else value
+            position.images += batch
+            position.step += 1
+
+            done = position.images >= total
+            if done or position.images // tick > (position.images - batch) // tick:
+                steps = position.step - position.tick_step
+                figures = {name: value / steps for name, value in ranks.mean(sums).items()}
+                _refuse_not_finite(figures, position, folder)
+                now = time.monotonic()
+                rate = steps * batch / (now - tick_start)
+                position.seconds = seconds_before + now - start
+                sums, position.tick_step, tick_start = {}, position.step, now
+                picture, position.picture = position.picture, position.images * settings.pictures // total
+                if ranks.is_writer:
+                    where = {"kimg": position.images / 1000}
+                    # the time first: whoever reads a line of the journal finds when it was written
+                    timing.append(where | {"unix": time.time(), "seconds": position.seconds, "images_per_second": rate})
+                    journal.append(where | {"step": position.step} | figures)
+                    if position.picture > picture:
+                        draw_picture(pictures / f"{position.picture:04d}.png")
+                    progress(position.images, rate)
+
+            save_due = ranks.is_writer and time.monotonic() - last_save >= settings.checkpoint_seconds
+            stop, save = agreement.ask(terminated(), save_due)
+            if not done and (stop or save):
+                save_checkpoint()
+                last_save = time.monotonic()
+            if not done and stop:
+                agreement.close()
+                raise Terminated
+        agreement.close()
+        save_checkpoint()
+        if terminated():
+            raise Terminated
+
+
+def _go_on(method: Method, state: dict[str, Any], ranks: Ranks, folder: Path) -> tuple[Position, dict[str, Tensor]]:
+    """Put everything back as it was at a checkpoint, but for the files."""
+    try:
+        method.load_state_dict(state["method"])
+        position = Position(**{name: type(was)(state["position"][name]) for name, was in vars(Position()).items()})
+        mine = state["ranks"][ranks.rank]
+        sums = {name: value.to(ranks.device) for name, value in mine["sums"].items()}
+        _set_random_states(mine, ranks.device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise AtelierError(
+            f"{folder}: the checkpoint does not fit the model ({' '.join(str(error).split())[:120]}); "
+            "remove that folder to train anew"
+        ) from None
+    return position, sums
+
+
+def _refuse_not_finite(figures: dict[str, float], position: Position, folder: Path) -> None:
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        raise AtelierError(
+            f"{bad[0]} is not finite at {position.images / 1000:g} kimg; {checkpoints.last_good(folder)}; "
+            "lower the learning rate, or set precision: fp32"
+        )
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """torch's own generators, which layers such as dropout draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def _set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM is only noted, to be looked at between steps; after it, SIGTERM ends the process again.
+
+    After an error it stays noted: the process is ending, and torchrun sends SIGTERM to all once the first rank did.
+    """
+    received = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    yield lambda: received
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,241 @@
+"""The stage `train`: from prepared arrays to `models/RUN/` (weights, config, journal, pictures over time)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+import atelier
+from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
+from atelier.errors import AtelierError
+from atelier.files import atomic_directory, digest, digest_of, to_json, write_json
+from atelier.models import build_networks
+from atelier.params import Params, Run
+from atelier.pictures import save_png, tile
+from atelier.sampler import Sampler, draw_noise
+from atelier.tracking import Feed, run_params
+from atelier.training import checkpoints
+from atelier.training.batches import TrainingImages
+from atelier.training.loop import Terminated, train_loop
+from atelier.training.method import Autocast, Method, build_method
+from atelier.training.microbatches import in_microbatches
+from atelier.training.ranks import RankLost, Ranks, join_ranks
+from atelier.training.resume import environment, take_up
+from atelier.training.synchronised import synchronise
+
+PICTURES_PER_CLASS = 8
+SIGTERM_EXIT_CODE = 143
+MLFLOW_WAIT_SECONDS = 60.0
+MLFLOW_PATIENCE_SECONDS = 5.0  # after a failure or SIGTERM: torchrun and Kubernetes allow 30 s in all
+ENVIRONMENT_KEYS = ("versions", "device", "world_size", "precision")
+
+
+def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
+    """Train a run and publish `models/RUN/`; wall-clock figures and the MLflow run's id go to `runs/RUN/`.
+
+    A training that was stopped goes on from its last checkpoint in `checkpoints/RUN/`, bit for bit. Started by
+    `torchrun`, each process is a rank of one training; the first one writes and speaks for all.
+
+    Raises:
+        InputError: if the data are not prepared, or a checkpoint cannot be gone on from here.
+        AtelierError: if training fails; the last good checkpoint stays.
+    """
+    with join_ranks() as ranks:
+        try:
+            target = _train(params.run(run_name), params, root, ranks, say if ranks.is_writer else lambda message: None)
+        except AtelierError as error:
+            if ranks.is_writer or isinstance(error, RankLost):
+                raise
+            raise SystemExit(error.exit_code) from None  # the writer has the same error and tells it
+        except Terminated:
+            if ranks.is_writer:
+                say("SIGTERM: checkpoint saved; the same command goes on from it")
+            raise SystemExit(SIGTERM_EXIT_CODE) from None
+    if not ranks.is_writer:
+        raise SystemExit(0)  # the result is the writer's to tell
+    return target
+
+
+def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path:
+    card = read_card(root, run.dataset)
+    _set_arithmetic(run.recipe.precision)
+    config = _config(run, card, ranks)
+    folder = root / "checkpoints" / run.name
+    belongs_to = {
+        # what a checkpoint must agree with, to be gone on from
+        "identity": {
+            "training": {key: value for key, value in config.items() if key not in ENVIRONMENT_KEYS},
+            "tick_kimg": params.train.tick_kimg,
+            "pictures": params.train.pictures,
+        },
+        "environment": environment(ranks, config["precision"]),
+    }
+    ranks.refuse_different(belongs_to)
+    ranks.share_of(run.recipe.batch)
+    state = ranks.by_writer(lambda: take_up(folder, belongs_to["identity"], belongs_to["environment"], say))
+    if state is not None:
+        torch.set_num_threads(state["threads"])  # sums over another number of threads round differently
+        say(f"going on from {state['position']['images'] / 1000:g} kimg")
+    config["threads"] = torch.get_num_threads()
+
+    torch.manual_seed(run.recipe.seed)
+    networks = synchronise(build_networks(run.model, run.recipe, run.shape), ranks)
+    for network in networks.values():
+        in_microbatches(network, run.recipe.microbatch)
+        if run.recipe.compile:
+            network.compile()
+    method = build_method(run.entry, run.recipe, networks, run.shape.classes, ranks.device)
+    data = ranks.together(
+        lambda: TrainingImages(
+            open_split(root, run.dataset, "train"),
+            run.entry.data_range == "symmetric",
+            run.recipe.seed,
+            ranks.device,
+            params.train.resident_mb << 20,
+        )
+    )
+    if not run.shape.classes:
+        data.labels = None
+
+    feed = None
+    if ranks.is_writer:
+        folder.mkdir(parents=True, exist_ok=True)
+        mlflow_params = run_params(config) | _data_params(root, run, card)
+        feed = Feed(root, run.name, mlflow_params, folder, digest_of(to_json(belongs_to).encode()), say)
+        feed.start()
+    bar = tqdm(
+        total=round(run.recipe.kimg * 1000),
+        unit="images",
+        unit_scale=True,
+        desc=f"train {run.name}",
+        disable=None if ranks.is_writer else True,
+    )
+    status = "FAILED"
+    try:
+        train_loop(
+            method,
+            data,
+            folder,
+            ranks,
+            state=state,
+            belongs_to=belongs_to,
+            kimg=run.recipe.kimg,
+            batch=run.recipe.batch,
+            settings=params.train,
+            draw_picture=lambda path: _draw_picture(method, config, path),
+            progress=_progress(bar, run, say),
+        )
+        if ranks.is_writer:
+            method.finish(lambda: data.in_order(500))
+            _publish_model(method, config, folder, root / "models" / run.name)
+        status = "FINISHED"
+    except Terminated:
+        status = "KILLED"
+        raise
+    except OSError as error:
+        raise AtelierError(
+            f"{error.filename or folder}: {error.strerror or error}; {checkpoints.last_good(folder)}"
+        ) from None
+    finally:
+        bar.close()
+        if feed is not None:
+            feed.end(status, MLFLOW_WAIT_SECONDS if status == "FINISHED" else MLFLOW_PATIENCE_SECONDS)
+    if ranks.is_writer:
+        _publish_record(folder, root / "runs" / run.name)
+        shutil.rmtree(folder)
+    return root / "models" / run.name
+
+
+def _set_arithmetic(precision: str) -> None:
+    """Same inputs, same bits; and what "fp32" means on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # it would choose algorithms by their timing
+    # TF32 keeps 10 bits of 23: good enough beside bf16's 7, but not what a person who asks for fp32 means
+    allow_tf32 = precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
+def _config(run: Run, card: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """What `models/RUN/config.json` says: all that is needed to rebuild the sampler, and what it came from."""
+    return {
+        "format": 1,
+        "run": run.name,
+        "dataset": run.dataset,
+        "model": run.model,
+        "recipe": msgspec.structs.asdict(run.recipe),
+        "noise": run.recipe.noise,
+        "data_range": run.entry.data_range,
+        "height": run.shape.height,
+        "width": run.shape.width,
+        "channels": run.shape.channels,
+        "class_names": list(run.info.class_names) if run.shape.classes else [],
+        "train_images_sha256": card["splits"]["train"]["images_sha256"],
+        "train_labels_sha256": card["splits"]["train"]["labels_sha256"],
+        "versions": {"atelier": atelier.__version__, "torch": str(torch.__version__)},
+        "device": ranks.device.type,
+        "world_size": ranks.world_size,
+        "precision": "bf16" if Autocast(run.recipe.precision, ranks.device).enabled else "fp32",
+    }
+
+
+def _data_params(root: Path, run: Run, card: dict[str, Any]) -> dict[str, Any]:
+    """Which data exactly, by the digest that DVC keeps them under, and how many pictures were left out of them."""
+    return {"data_dvc_md5": dvc_md5(prepared_folder(root, run.dataset)), "data_left_out": len(card["left_out"])}
+
+
+def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, float], None]:
+    """Move the bar if a person is watching; otherwise say a line each tenth of the way."""
+    total = run.recipe.kimg * 1000
+    last_tenth = -1
+
+    def report(images: int, images_per_second: float) -> None:
+        nonlocal last_tenth
+        if not bar.disable:
+            bar.update(min(images, bar.total) - bar.n)
+            return
+        tenth = int(10 * images / total)
+        if tenth > last_tenth and images_per_second:
+            left = max(total - images, 0) / images_per_second
+            say(f"{images / 1000:.0f} of {total / 1000:g} kimg, {images_per_second:,.0f} images/s, {left:.0f} s left")
+        last_tenth = max(tenth, last_tenth)
+
+    return report
+
+
+def _draw_picture(method: Method, config: dict[str, Any], path: Path) -> None:
+    """A sheet from latents that are the same all through training, a column a class."""
+    classes = len(config["class_names"]) or PICTURES_PER_CLASS
+    labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config["class_names"] else None
+    noise = draw_noise(classes * PICTURES_PER_CLASS, config["noise"], seed=0)
+    images = Sampler(method.sampling_network(), config).render(noise, labels)
+    save_png(path, tile(images, columns=classes))
+
+
+def _publish_model(method: Method, config: dict[str, Any], folder: Path, target: Path) -> None:
+    with atomic_directory(target) as partial:
+        networks = {"sampler": method.sampling_network()} | method.companions()
+        for name, network in networks.items():
+            tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+            save_file(tensors, partial / f"{name}.safetensors")
+        config["weights_sha256"] = {name: digest(partial / f"{name}.safetensors") for name in networks}
+        write_json(partial / "config.json", config)
+        shutil.copy(folder / "journal.jsonl", partial)
+        shutil.copytree(folder / "pictures", partial / "pictures")
+
+
+def _publish_record(folder: Path, target: Path) -> None:
+    """What belongs to this one training and not to what it made: times, and the MLflow run."""
+    with atomic_directory(target) as partial:
+        for name in ("timing.jsonl", "mlflow.json"):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, partial)

@@ -1,0 +1,113 @@
+"""Variational training (Kingma and Welling, 2014): maximise the evidence lower bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from atelier.models import build_likelihood, build_prior
+from atelier.models.likelihood import Bernoulli, Gaussian
+from atelier.models.prior import Decoding
+from atelier.models.recipe import Recipe, VaeRecipe
+from atelier.training.augmentation import mirror
+from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
+from atelier.training.ranks import Noise
+
+
+class Vae:
+    """An encoder (images, labels) → mean, log-variance and a decoder (latents, labels) → what the likelihood takes."""
+
+    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, classes: int, device: torch.device) -> None:
+        assert isinstance(recipe, VaeRecipe)
+        self.recipe = recipe
+        self.device = device
+        self.autocast = Autocast(recipe.precision, device)
+        self.likelihood = build_likelihood(recipe)
+        networks = networks | {"likelihood": self.likelihood}
+        self.networks = nn.ModuleDict(networks).to(device).to(memory_format=torch.channels_last)
+        self.ema = Average(self.networks, recipe.ema_half_life_kimg, recipe.batch)
+        self.prior = build_prior(recipe, classes).to(device)
+        self.optimizer = torch.optim.Adam(self.networks.parameters(), recipe.lr, fused=True)
+        self.noise = Noise(recipe.seed, device)
+        self.beta = recipe.beta
+
+    def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """One step on the negative ELBO; figures are in nats an image."""
+        if self.recipe.mirror:
+            images = mirror(images, self.noise)
+        if self.recipe.binarise:
+            images = (images > 0.5).float()
+        noise = self.noise.normal(len(images), self.recipe.latent)
+        with self.autocast():
+            mean, log_variance = (part.float() for part in self.networks["encoder"](images, labels))
+            latents = mean + torch.exp(0.5 * log_variance) * noise
+            output = self.networks["decoder"](latents, labels).float()
+        reconstruction = -self.likelihood.log_prob(output, images).mean()
+        if self.recipe.divergence == "sampled":  # log q(z|x) - log p(z)
+            divergence = 0.5 * (latents.square() - noise.square() - log_variance).sum() / len(images)
+        else:
+            divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum() / len(images)
+        loss = reconstruction + self.beta * divergence
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.ema.update()
+        return {
+            "elbo": -(reconstruction + divergence).detach(),
+            "reconstruction": reconstruction.detach(),
+            "divergence": divergence.detach(),
+        }
+
+    def set_progress(self, kimg: float) -> None:
+        """Set the learning rate and the weight of the divergence in force after `kimg`."""
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * learning_rate_factor(self.recipe, kimg)
+        warmup = self.recipe.beta_warmup_kimg
+        self.beta = self.recipe.beta * (min(kimg / warmup, 1.0) if warmup else 1.0)
+
+    def optimizers(self) -> list[Optimizer]:
+        """One for both networks."""
+        return [self.optimizer]
+
+    def sampling_network(self) -> nn.Module:
+        """The averaged decoder behind the prior."""
+        networks = self.ema.network
+        likelihood = networks.get_submodule("likelihood")
+        assert isinstance(likelihood, Bernoulli | Gaussian)
+        return Decoding(networks.get_submodule("decoder"), self.prior, likelihood).eval()
+
+    @torch.no_grad()
+    def finish(self, batches: Callable[[], Batches]) -> None:
+        """Fit the prior to the latents of the training images."""
+        if not self.recipe.prior_components:
+            return
+        encoder = self.ema.network.get_submodule("encoder")
+        means, all_labels = [], []
+        for images, labels in batches():
+            means.append(encoder(images, labels)[0])
+            if labels is not None:
+                all_labels.append(labels)
+        self.prior.fit(torch.cat(means), torch.cat(all_labels) if all_labels else None, self.recipe.seed)
+
+    def companions(self) -> dict[str, nn.Module]:
+        """The encoder: likelihoods and reconstructions need it."""
+        return {"encoder": self.ema.network.get_submodule("encoder")}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, average, optimiser and the state of the noise."""
+        return {
+            "networks": self.networks.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.noise.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state saved by `state_dict`."""
+        self.networks.load_state_dict(state["networks"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.noise.set_state(state["noise"])

@@ -1,0 +1,180 @@
+"""Trainings of a few seconds: a workspace of made-up images, and real `atelier train` processes in it, to be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from atelier.files import digest, write_json
+from atelier.training.journal import read_journal
+
+HANG_SECONDS = 180
+PARAMS: dict[str, Any] = {
+    "datasets": ["mnist"],
+    "runs": {
+        "gan": {"dataset": "mnist", "model": "cgan", "kimg": 2.4, "batch": 32, "width": 8, "latent": 8},
+        "vae": {"dataset": "mnist", "model": "cvae", "kimg": 3.2, "batch": 32, "width": 8, "latent": 4},
+        "dense": {"dataset": "mnist", "model": "vanilla", "kimg": 1.92, "batch": 32, "width": 32, "latent": 8},
+    },
+    "train": {"tick_kimg": 0.3, "pictures": 4, "checkpoint_seconds": 0.2, "checkpoints_kept": 2},
+}
+
+
+def make_workspace(root: Path, images: int = 500) -> Path:
+    """Prepared data and params.yaml: blurred blobs whose place says the class, 28x28x1."""
+    folder = root / "data" / "prepared" / "mnist"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:28, :28]
+    splits = {}
+    for split, count in (("train", images), ("test", 100)):
+        labels = np.arange(count) % 10
+        centre = 5 + 2 * labels[:, None, None] + generator.normal(size=(count, 1, 1))
+        blobs = 255 * np.exp(-((rows - centre) ** 2 + (columns - 14) ** 2) / 20)
+        np.save(folder / f"{split}-images.npy", blobs.astype(np.uint8)[..., None])
+        np.save(folder / f"{split}-labels.npy", labels.astype(np.int64))
+        splits[split] = {
+            "images": count,
+            "images_sha256": digest(folder / f"{split}-images.npy"),
+            "labels_sha256": digest(folder / f"{split}-labels.npy"),
+        }
+    write_json(folder / "card.json", {"dataset": "mnist", "splits": splits, "left_out": []})
+    with (root / "params.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(PARAMS, file)
+    return root
+
+
+class Training:
+    """A running `atelier train RUN`: a process a rank, each a real one that can be killed.
+
+    They are forked from a process that has imported everything: a training of a second needs no ten to start.
+    """
+
+    def __init__(self, root: Path, run: str, *options: str, ranks: int = 1, **environment: str) -> None:
+        self.root, self.run = root, run
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        variables |= {"TMPDIR": str(root.parent), "MLFLOW_DISABLE_TELEMETRY": "true"} | environment
+        self.log = root.with_name(f"{root.name}.log")
+        self.log.write_text("")
+        if ranks > 1:
+            variables |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        arguments = ["train", run, "--root", str(root), *options]
+        self.ranks = [
+            PRELOADED.Process(
+                target=_atelier,
+                args=(arguments, variables | ({"RANK": str(rank), "LOCAL_RANK": "0"} if ranks > 1 else {}), self.log),
+            )
+            for rank in range(ranks)
+        ]
+        for rank in self.ranks:
+            rank.start()
+
+    def wait_for_checkpoint(self, beyond: int) -> None:
+        """Wait until there is a checkpoint of more than `beyond` images."""
+        while images_seen(self.root, self.run) <= beyond:
+            assert all(rank.is_alive() for rank in self.ranks), "ended before it was killed: " + self.log.read_text()
+            time.sleep(0.005)
+
+    def finish(self, expected: list[int] | None = None, within_seconds: float = HANG_SECONDS) -> str:
+        """Wait for all ranks and return what they said; each must end with the exit code expected of it, or 0."""
+        for rank in self.ranks:
+            rank.join(within_seconds)
+        said = self.log.read_text()
+        assert [rank.exitcode for rank in self.ranks] == (expected or [0] * len(self.ranks)), said
+        return said
+
+
+PRELOADED = multiprocessing.get_context("forkserver")
+PRELOADED.set_forkserver_preload(
+    [
+        *("atelier.cli", "atelier.training.train", "atelier.training.gan", "atelier.training.vae", "torch._dynamo"),
+        *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    ]
+)
+
+
+def _atelier(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    """What the command does, in a forked process: its environment, its output, its exit code."""
+    import torch
+
+    from atelier.cli import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["atelier", *arguments]
+    sys.exit(main())
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def torchrun(root: Path, run: str, *options: str, arguments: tuple[str, ...] = (), **environment: str) -> Popen[str]:
+    """Start `torchrun ARGUMENTS -m atelier train RUN`, as a user or, by PET_* variables, Kubeflow does."""
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    command += ["-m", "atelier", "train", run, "--root", str(root), *options]
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    variables |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(root.parent)} | environment
+    return Popen(command, env=variables, stdout=PIPE, stderr=STDOUT, text=True)
+
+
+def finish(process: Popen[str], expected: int = 0) -> str:
+    """Wait for a process and return what it said; its exit code must be the expected one."""
+    output, _ = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == expected, output
+    return output
+
+
+def children(process: Popen[str]) -> list[int]:
+    """Process ids of the ranks that a torchrun started."""
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
+def newest_checkpoint(root: Path, run: str) -> Path | None:
+    """The checkpoint that a training would go on from."""
+    return max((root / "checkpoints" / run).glob("*.checkpoint"), default=None)
+
+
+def images_seen(root: Path, run: str) -> int:
+    """How many images the newest checkpoint has seen; 0 if there is none."""
+    newest = newest_checkpoint(root, run)
+    return int(newest.stem) if newest else 0
+
+
+def figures_in_mlflow(root: Path, uri: str | None = None) -> tuple[str, dict[str, list[tuple[int, float]]]]:
+    """Status and the history of each figure of the only MLflow run there is."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri or f"sqlite:///{root.resolve() / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("atelier")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    names = [name for name in run.data.metrics if not name.startswith("system/")]
+    return run.info.status, {
+        name: sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
+        for name in names
+    }
+
+
+def figures_in_journal(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The same, from a journal."""
+    lines = read_journal(path)
+    names = [name for name in lines[0] if name != "step"]
+    return {name: [(round(line["kimg"] * 1000), line[name]) for line in lines] for name in names}

@@ -1,0 +1,169 @@
+"""Checkpoints that are broken, hostile or of something else: none runs code, each gives one clear line."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atelier.errors import AtelierError, InputError
+from atelier.files import digest_of
+from atelier.training import checkpoints
+from atelier.training.resume import take_up
+
+IDENTITY = {"training": {"model": "cgan", "recipe": {"batch": 32}}}
+HERE = {"world_size": 1, "torch": "2"}
+STATE: dict[str, Any] = {
+    "identity": IDENTITY,
+    "environment": HERE,
+    "threads": 1,
+    "method": {"weights": torch.arange(3.0)},
+    "position": {"images": 64},
+    "ranks": [{}],
+    "journal_bytes": 0,
+    "timing_bytes": 0,
+}
+
+
+class Said(list[str]):
+    def __call__(self, message: str) -> None:
+        self.append(message)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+class Hostile:
+    """Would write a file if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def signed(payload: bytes, version: str = "1") -> bytes:
+    return checkpoints.MAGIC + f"{version} {digest_of(payload)}\n".encode() + payload
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Holds one good checkpoint, of 32 images."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    checkpoints.save(folder, 32, STATE, keep=2)
+    return folder
+
+
+def whole() -> bytes:
+    return signed(saved(STATE))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "empty": (lambda trap: b"", "not a checkpoint of atelier"),
+    "another file": (lambda trap: saved(STATE), "not a checkpoint of atelier"),
+    "a header without an end": (lambda trap: checkpoints.MAGIC + b"1" * 5000, "not a checkpoint of atelier"),
+    "truncated": (lambda trap: whole()[:-100], "digest does not match"),
+    "one bit turned": (lambda trap: whole()[:-9] + bytes([whole()[-9] ^ 1]) + whole()[-8:], "digest does not match"),
+    "another digest": (lambda trap: whole().replace(digest_of(saved(STATE))[:8].encode(), b"0" * 8), "digest"),
+    "a pickle that runs a command": (lambda trap: signed(pickle.dumps(Hostile(trap))), "more than tensors"),
+    "a command within a state": (
+        lambda trap: signed(saved(STATE | {"method": Hostile(trap)})),
+        "more than tensors",
+    ),
+    "a command in torch's old format": (
+        lambda trap: signed(saved(STATE | {"method": Hostile(trap)}, _use_new_zipfile_serialization=False)),
+        "more than tensors",
+    ),
+    "a list": (lambda trap: signed(saved([1, 2])), "lacks parts"),
+    "a part missing": (lambda trap: signed(saved({"identity": IDENTITY})), "lacks parts"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_checkpoint_runs_nothing_and_falls_back(name: str, folder: Path, said: Said, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    make, message = BROKEN[name]
+    newest = folder / "000000000064.checkpoint"
+    newest.write_bytes(make(trap))
+    state = take_up(folder, IDENTITY, HERE, said)
+    assert state is not None
+    assert torch.equal(state["method"]["weights"], STATE["method"]["weights"])
+    (line,) = said
+    assert str(newest) in line
+    assert message in line
+    assert "going back" in line
+    assert "\n" not in line
+    assert not trap.exists()
+    # what comes next must not be taken for older than the broken one
+    checkpoints.save(folder, 48, STATE, keep=1)
+    assert [path.name for path in folder.glob("*.checkpoint")] == ["000000000048.checkpoint"]
+
+
+def test_only_broken_checkpoints_start_anew(folder: Path, said: Said) -> None:
+    (folder / "000000000032.checkpoint").write_bytes(b"")
+    (folder / "journal.jsonl").write_text("old\n")
+    assert take_up(folder, IDENTITY, HERE, said) is None
+    assert not (folder / "journal.jsonl").exists()
+    assert (folder / "000000000032.checkpoint.broken").exists()
+
+
+def test_newer_format_is_refused_and_kept(folder: Path, said: Said) -> None:
+    newest = folder / "000000000064.checkpoint"
+    newest.write_bytes(signed(saved(STATE), version="7"))
+    with pytest.raises(InputError, match=r"000000000064.checkpoint: written by a newer atelier; install"):
+        take_up(folder, IDENTITY, HERE, said)
+    assert newest.exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("world_size", 2), ("torch", "3")])
+def test_another_environment_is_refused(key: str, value: Any, folder: Path, said: Said) -> None:
+    with pytest.raises(InputError, match=f"would not be exact \\({key}: ") as raised:
+        take_up(folder, IDENTITY, HERE | {key: value}, said)
+    assert "\n" not in str(raised.value)
+    assert checkpoints.load_newest(folder, said) is not None
+
+
+def test_another_model_starts_anew_and_says_what_differs(folder: Path, said: Said) -> None:
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "0009.png").touch()
+    other = {"training": {"model": "cvae", "recipe": {"batch": 32}}}
+    assert take_up(folder, other, HERE, said) is None
+    assert said == [
+        f"{folder}: the checkpoint is of another training (training.model: 'cgan' → 'cvae'); training starts anew"
+    ]
+    assert not list(folder.iterdir())
+
+
+def test_the_last_few_are_kept(folder: Path) -> None:
+    for images in (64, 96, 128):
+        checkpoints.save(folder, images, STATE, keep=2)
+    assert sorted(path.stem for path in folder.iterdir()) == ["000000000096", "000000000128"]
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AtelierError, match=r"No space left on device\); the last good checkpoint is .*032.checkpoint"):
+        checkpoints.save(folder, 64, STATE, keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in folder.iterdir()] == ["000000000032.checkpoint"]
+    assert take_up(folder, IDENTITY, HERE, said) is not None

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from atelier.models import MODELS, ImageShape, build_networks
+from atelier.models.likelihood import Bernoulli, Gaussian
+from atelier.models.recipe import VaeRecipe
+from atelier.training.vae import Vae
+
+SHAPE = ImageShape(8, 8, 1, 0)
+
+
+def make(**changes: Any) -> Vae:
+    base = {"kimg": 1.0, "batch": 64, "latent": 4, "width": 32, "lr": 1e-2, "precision": "fp32"}
+    recipe = msgspec.convert(base | changes, VaeRecipe)
+    torch.manual_seed(0)
+    return Vae(build_networks("pokemon-dense", recipe, SHAPE), recipe, 0, torch.device("cpu"))
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(vae: Vae) -> Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in vae.networks.parameters()])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"likelihood": "gaussian", "mirror": True}, {"divergence": "sampled", "binarise": True}],
+    ids=str,
+)
+def test_a_vae_goes_on_bit_for_bit_from_a_state(changes: dict[str, Any]) -> None:
+    vae = make(**changes)
+    for step in range(3):
+        vae.step(images(step), None)
+    state = copy.deepcopy(vae.state_dict())
+    resumed = make(**changes)
+    resumed.load_state_dict(state)
+    for method in (vae, resumed):
+        for step in range(3, 6):
+            method.step(images(step), None)
+    assert torch.equal(weights(vae), weights(resumed))
+
+
+def test_the_sampled_divergence_is_the_closed_one_on_average() -> None:
+    vaes = make(), make(divergence="sampled")
+    with torch.no_grad():
+        for vae in vaes:
+            vae.networks["encoder"][-1].bias.copy_(torch.tensor([1.0, -1, 0, 2, 0.5, -0.5, 0, 1]))  # type: ignore[index]
+    batch = images().repeat(500, 1, 1, 1)
+    closed, sampled = (float(vae.step(batch, None)["divergence"]) for vae in vaes)
+    assert sampled == pytest.approx(closed, rel=0.03)
+
+
+def test_the_shared_variance_is_learned() -> None:
+    vae = make(likelihood="gaussian", lr=2e-2)
+    means = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(9)) * 0.5 + 0.25
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(400):
+        vae.step(means + 0.1 * torch.randn(64, 1, 8, 8, generator=generator), None)
+    likelihood = vae.networks["likelihood"]
+    assert isinstance(likelihood, Gaussian)
+    assert likelihood.log_variance.exp().sqrt().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_likelihoods_are_torchs_distributions() -> None:
+    output, batch = torch.randn(5, 3, 4, 4), torch.rand(5, 3, 4, 4)
+    gaussian = Gaussian()
+    expected = torch.distributions.Normal(torch.sigmoid(output), (0.5 * gaussian.log_variance).exp()).log_prob(batch)
+    torch.testing.assert_close(gaussian.log_prob(output, batch), expected.sum((1, 2, 3)))
+    bits = (batch > 0.5).float()
+    bernoulli = torch.distributions.Bernoulli(logits=output).log_prob(bits)
+    torch.testing.assert_close(Bernoulli().log_prob(output, bits), bernoulli.sum((1, 2, 3)))
+
+
+def test_binarised_images_are_learned_as_zeros_and_ones() -> None:
+    vae = make(binarise=True)
+    seen: list[Tensor] = []
+    vae.networks["encoder"].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    vae.step(images(), None)
+    assert set(seen[0].unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(seen[0] == 1, images() > 0.5)
+
+
+def test_the_tutorial_is_trained_as_its_document_says() -> None:
+    recipe = MODELS["cvae-tutorial"].recipe
+    assert isinstance(recipe, VaeRecipe)
+    assert (recipe.batch, recipe.lr, recipe.kimg, recipe.latent) == (32, 1e-4, 600, 2)
+    assert recipe.binarise
+    assert recipe.divergence == "sampled"
+    assert not recipe.labels
