@@ -1,0 +1,1 @@
+"""Judging a sampler: extractors, distances, pictures, the report."""

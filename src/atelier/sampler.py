@@ -1,0 +1,150 @@
+"""After training there are no GANs and no VAEs, only a sampler: (n, labels or none, seed) → uint8 images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from atelier.errors import AtelierError, InputError
+from atelier.files import digest, read_json
+from atelier.models import MODELS, ImageShape, build_sampling_network
+
+if TYPE_CHECKING:
+    from atelier.pictures import Images
+
+# Always this many at once: image i of a seed is the same whatever n, since neither the noise nor the
+# arithmetic of a row depends on how many were asked for.
+CHUNK = 100
+MAX_TRUNCATION = 5.0  # beyond it lies one noise value in two million
+
+
+class Sampler:
+    """Draws images from a trained network.
+
+    Args:
+        network: (noise (n, noise), labels (n,) or None) → images (n, c, h, w) in the model's range.
+        config: what `config.json` of the model says.
+    """
+
+    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
+        self.network = network
+        self.config = config
+        self.noise: int = config["noise"]
+        self.class_names: list[str] = config["class_names"]
+        parameter = next(network.parameters(), None)
+        self.device = parameter.device if parameter is not None else torch.device("cpu")
+
+    @classmethod
+    def load(cls, folder: Path) -> Sampler:
+        """Load a model's folder after checking the digest of its weights; nothing in it is ever run.
+
+        Raises:
+            InputError: if it is not a model's folder.
+            AtelierError: if the weights are not those of its config.
+        """
+        config_path, weights = folder / "config.json", folder / "sampler.safetensors"
+        for path in (config_path, weights):
+            if not path.is_file():
+                raise InputError(f"{path}: missing; {folder} is not a trained model (models/RUN/)")
+        try:
+            config = read_json(config_path)
+            expected = config["weights_sha256"]["sampler"]
+            entry, shape = MODELS[config["model"]], _shape(config)
+            recipe = msgspec.convert(config["recipe"], type(entry.recipe))
+        except (ValueError, KeyError, TypeError) as error:
+            raise AtelierError(f"{config_path}: not the config of a model this atelier knows ({error!r})") from None
+        if digest(weights) != expected:
+            raise AtelierError(f"{weights}: altered, its sha256 is not the one in config.json; restore or retrain it")
+        network = build_sampling_network(config["model"], recipe, shape)
+        try:
+            network.load_state_dict(load_file(weights))
+        except (RuntimeError, SafetensorError) as error:
+            raise AtelierError(
+                f"{weights}: does not fit model '{config['model']}': {str(error).splitlines()[0]}"
+            ) from None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(network.to(device).to(memory_format=torch.channels_last).eval(), config)
+
+    def labels(self, count: int, label: int | None) -> npt.NDArray[np.int64] | None:
+        """The labels of `count` images: all `label`, or each class in turn; None for an unconditional model."""
+        if label is not None:
+            if not self.class_names:
+                raise InputError(f"model '{self.config['run']}' is unconditional; leave the label out")
+            if not 0 <= label < len(self.class_names):
+                raise InputError(f"label {label}: '{self.config['run']}' knows 0 to {len(self.class_names) - 1}")
+        if not self.class_names:
+            return None
+        return np.full(count, label) if label is not None else np.arange(count) % len(self.class_names)
+
+    def draw(
+        self,
+        count: int,
+        seed: int,
+        labels: npt.NDArray[np.int64] | None = None,
+        truncation: float | None = None,
+    ) -> Images:
+        """Draw `count` images, uint8 (count, h, w, c). Image i of a seed does not depend on `count`.
+
+        With `truncation`, no component of the noise is larger than that in magnitude: less variety, fewer failures
+        (Brock et al., "Large Scale GAN Training", arXiv:1809.11096, section 3.1).
+        """
+        return np.concatenate(list(self.stream(count, seed, labels, truncation=truncation)))
+
+    def stream(
+        self,
+        count: int,
+        seed: int,
+        labels: npt.NDArray[np.int64] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        truncation: float | None = None,
+    ) -> Iterator[Images]:
+        """`draw` in pieces of `CHUNK`, for more images than fit in memory; of several ranks each takes its turn."""
+        if truncation is not None and not 0 < truncation <= MAX_TRUNCATION:
+            raise InputError(f"truncation {truncation:g}: must be above 0 and at most {MAX_TRUNCATION:g}")
+        if labels is None:
+            labels = self.labels(count, None)
+        generator = torch.Generator().manual_seed(seed)
+        for number, start in enumerate(range(0, count, CHUNK)):
+            noise = torch.randn(CHUNK, self.noise, generator=generator)
+            if truncation is not None:
+                nn.init.trunc_normal_(noise, a=-truncation, b=truncation, generator=generator)
+            if number % world_size != rank:
+                continue
+            chunk = None
+            if labels is not None:
+                chunk = torch.zeros(CHUNK, dtype=torch.long)
+                here = labels[start : start + CHUNK]
+                chunk[: len(here)] = torch.from_numpy(here)
+            yield self.render(noise, chunk)[: count - start]
+
+    @torch.no_grad()
+    def render(self, noise: Tensor, labels: Tensor | None) -> Images:
+        """Images uint8 (n, h, w, c) of given noise (n, noise) and labels (n,)."""
+        output = self.network(noise.to(self.device), labels.to(self.device) if labels is not None else None)
+        return to_uint8(output, self.config["data_range"])
+
+
+def to_uint8(images: Tensor, data_range: str) -> Images:
+    """Float images (n, c, h, w) in [-1, 1] ("symmetric") or [0, 1] ("unit") → uint8 (n, h, w, c), rounded."""
+    unit = (images.float() + 1) / 2 if data_range == "symmetric" else images.float()
+    array: Images = unit.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def draw_noise(count: int, size: int, seed: int) -> Tensor:
+    """Standard normal noise (count, size) of a seed."""
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _shape(config: dict[str, Any]) -> ImageShape:
+    return ImageShape(config["height"], config["width"], config["channels"], len(config["class_names"]))

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from atelier.errors import AtelierError
+from atelier.evaluation import extractors
+from atelier.evaluation.distances import MomentsAccumulator, frechet_distance
+from atelier.evaluation.extractors import Inception, Lite0
+from atelier.evaluation.weights import INCEPTION, find_weights
+from atelier.files import digest
+from atelier.params import Params, load_params
+from own_pictures import picture_array
+
+PARAMS = """
+datasets: [mnist, pokemon]
+runs: {run: {dataset: mnist, model: cgan}}
+ingest: {paths: {pokemon: nowhere}}
+"""
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(PARAMS)
+    return load_params(path)
+
+
+@pytest.fixture(scope="module")
+def lite0(params: Params) -> Lite0:
+    return Lite0(find_weights("lite0", params, Path()))
+
+
+class ImagesAlone(torch.utils.data.TensorDataset):
+    """As torch-fidelity reads them: no tuples."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return super().__getitem__(index)[0]
+
+
+def pictures(first: int, count: int, channels: int = 3) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    images = np.stack([picture_array(seed) for seed in range(first, first + count)])
+    return images if channels == 3 else images[..., :1]
+
+
+def test_auto_goes_by_labels_and_a_name_is_taken_once(params: Params) -> None:
+    assert params.extractors("mnist") == ["classifier"]
+    assert params.extractors("pokemon") == ["lite0"]
+    evaluate = msgspec.structs.replace(params.evaluate, extractors=["auto", "inception", "lite0"])
+    several = msgspec.structs.replace(params, evaluate=evaluate)
+    assert several.extractors("mnist") == ["classifier", "inception", "lite0"]
+    assert several.extractors("pokemon") == ["lite0", "inception"]
+
+
+def test_lite0_is_the_published_network(lite0: Lite0) -> None:
+    assert sum(parameter.numel() for parameter in lite0.network.parameters()) == 4_652_008
+    images = pictures(0, 3)
+    features, classes = lite0(images)
+    assert features.shape == (3, 1280)
+    assert classes is None
+    # the features are what the network's own last layer reads its classes from
+    pixels = torch.nn.functional.interpolate(
+        torch.from_numpy(images).permute(0, 3, 1, 2).float(), size=(224, 224), mode="bilinear", align_corners=False
+    )
+    with torch.no_grad():
+        logits = lite0.network((pixels - 127) / 128)
+        torch.testing.assert_close(lite0.network._fc(features), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_grey_is_three_equal_channels_and_a_batch_does_not_matter(lite0: Lite0) -> None:
+    grey = pictures(0, 4, channels=1)
+    together, _ = lite0(grey)
+    torch.testing.assert_close(lite0(np.repeat(grey, 3, axis=-1))[0], together)
+    torch.testing.assert_close(torch.cat([lite0(grey[i : i + 1])[0] for i in range(4)]), together, rtol=1e-4, atol=1e-4)
+
+
+def test_altered_weights_are_refused(params: Params, tmp_path: Path) -> None:
+    content = bytearray(find_weights("lite0", params, Path()).read_bytes())
+    content[10_000_000] ^= 1
+    (tmp_path / "lite0.pth").write_bytes(content)
+    with pytest.raises(AtelierError, match=r"lite0\.pth: not the published weights of 'lite0'"):
+        Lite0(tmp_path / "lite0.pth")
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inception-v3 with random weights of the right shapes, under torch-fidelity's layout."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    path = tmp_path_factory.mktemp("inception") / INCEPTION.files[0]
+    torch.manual_seed(0)
+    # built without loading anything, which their constructor does not offer
+    with pytest.MonkeyPatch.context() as patch:
+        load: Callable[..., object] = lambda *arguments, **options: {}  # noqa: E731
+        patch.setattr(theirs, "load_state_dict_from_url", load)
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = theirs.FeatureExtractorInceptionV3("random", ["2048"])
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):  # as they are, activations would fade to nothing
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def inception(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Inception:
+    known = replace(INCEPTION, sha256=digest(random_inception), bytes=random_inception.stat().st_size)
+    monkeypatch.setattr(extractors, "INCEPTION", known)
+    return Inception(random_inception)
+
+
+def test_fid_is_torch_fidelitys_through_the_same_network_on_the_same_images(
+    inception: Inception, random_inception: Path
+) -> None:
+    from torch_fidelity import calculate_metrics
+
+    ours, sets = [], []
+    for first in (0, 100):
+        images = pictures(first, 12)
+        accumulator = MomentsAccumulator()
+        accumulator.update(inception(images)[0])
+        ours.append(accumulator.moments())
+        sets.append(ImagesAlone(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    theirs = calculate_metrics(
+        input1=sets[0],
+        input2=sets[1],
+        fid=True,
+        cuda=False,
+        verbose=False,
+        feature_extractor_weights_path=str(random_inception),
+        batch_size=12,
+    )
+    assert frechet_distance(*ours) > 1e-3
+    assert frechet_distance(*ours) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
