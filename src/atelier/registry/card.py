@@ -1,0 +1,69 @@
+"""The model card: Markdown that says what a version is, what made it, how good it is, and where that ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atelier.evaluation.reports import FLOOR, Report, figures
+from atelier.params import Run
+
+DESCRIPTION_LIMIT = 5000  # characters that MLflow's database keeps
+
+
+def model_card(name: str, run: Run, config: dict[str, Any], metrics: Report, tags: dict[str, str]) -> str:
+    """Markdown with pictures by paths relative to the package's `artifacts` folder."""
+    info, conditions, classes = run.info, metrics["conditions"], config["class_names"]
+    size = f"{config['width']}×{config['height']} pixels, {'grey' if config['channels'] == 1 else 'colour'}"
+    asked = f"one of {len(classes)} classes on request ({', '.join(classes)})" if classes else "no choice of class"
+    recipe = ", ".join(f"{key} {value}" for key, value in config["recipe"].items())
+    return f"""# {name}
+
+Draws images like those of **{info.title}**: {size}, {asked}. Model `{config["model"]}`: {run.entry.source}.
+
+![Samples, a row a class where there are classes](report/grid.png)
+
+## Figures
+
+| metric | mean ± deviation | real images in its place |
+|---|---|---|
+{_figures(metrics)}
+
+{conditions["draws"]} draws of {conditions["fakes"]:,} images against {conditions["real"]:,} real images of the
+{conditions["real_split"]} split; the deviation is that of the draws. Distances of other features, data or numbers of
+images cannot be compared with these, nor a distance in a classifier's features with a published FID.
+
+## Data
+
+{info.title}, {info.source}. Licence of the data: **{info.licence}**; whether pictures drawn by a model fall under it is
+for you to judge. Training images sha256 `{config["train_images_sha256"]}`.
+
+## Training
+
+{config["recipe"]["kimg"]:g} thousand images seen, on {config["device"]} ({config["precision"]}), with torch
+{config["versions"]["torch"]}. {recipe}. Code: commit {tags.get("atelier.git_commit", "unknown")}. `atelier reproduce`
+trains it again and compares the weights.
+
+## Limits
+
+- It has seen nothing but the data above: what these lack, it lacks, and what is wrong in them it repeats.
+- The figures are averages; single images may be malformed. Whether it repeats training images is in the report, if
+  that was measured.
+- Its images are made up and prove nothing about the world; do not train a judge of real images on them unawares.
+"""
+
+
+def _figures(metrics: Report) -> str:
+    found = figures(metrics)
+    rows = []
+    for name, value in found.items():
+        if name.startswith(FLOOR):
+            continue
+        floor = f"{found[FLOOR + name]['mean']:.4g}" if FLOOR + name in found else ""
+        rows.append(f"| {name} | {value['mean']:.4g} ± {value['deviation']:.2g} | {floor} |")
+    return "\n".join(rows)
+
+
+def description(card: str) -> str:
+    """The card as MLflow shows it beside a version: without pictures, whose paths mean nothing there."""
+    text = "\n".join(line for line in card.splitlines() if not line.startswith("!["))
+    return text if len(text) <= DESCRIPTION_LIMIT else text[: DESCRIPTION_LIMIT - 1] + "…"

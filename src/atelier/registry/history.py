@@ -1,0 +1,183 @@
+"""Who was champion when: an append-only history in the MLflow registry, which an alias follows.
+
+An MLflow alias can be set by two people at once, the later one silently winning: MLflow compares nothing before it
+sets. But it hands out version numbers one at a time, by a unique key of its database, on SQLite, PostgreSQL and over
+HTTP alike, and stores a version's tags in the same transaction. So each change of `NAME@ALIAS` is a version of the
+registered model `NAME.ALIAS`: its number is its place in the history, its source the version that became champion, and
+its tags say who, when, why, and after which change it was decided. If another change came in between, it is void; every
+reader sees the same order and comes to the same conclusion. The alias only repeats what the history says.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from atelier.errors import AtelierError
+from atelier.tracking import ensure_registered_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TAG = "atelier.change"
+ATTEMPTS = 40
+Action = Literal["promote", "rollback"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the history: `version` was to become the champion, as decided after change number `after`."""
+
+    number: int
+    id: str
+    action: Action
+    version: int
+    after: int
+    before: int | None  # where the alias stood when there was no history yet
+    by: str
+    at: str
+    reason: str
+    forced: bool
+    gates: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class History:
+    """All changes in order, and what they come to."""
+
+    changes: list[Change]
+    effective: list[int]  # the numbers of those that are not void
+    champions: list[int]  # versions, the present champion last, those a rollback returns to before it
+
+    @property
+    def champion(self) -> int | None:
+        """The present champion's version."""
+        return self.champions[-1] if self.champions else None
+
+
+def history_name(name: str, alias: str) -> str:
+    """The registered model whose versions are the history of `NAME@ALIAS`."""
+    return f"{name}.{alias}"
+
+
+def read_history(mlflow_client: MlflowClient, name: str, alias: str) -> History:
+    """Read all changes; before the first, the champion is whatever the alias was set to by hand."""
+    entries = mlflow_client.search_model_versions(f"name = '{history_name(name, alias)}'")
+    changes = [Change(number=int(e.version), **json.loads(e.tags[TAG])) for e in entries if TAG in e.tags]
+    history = replay(sorted(changes, key=lambda change: change.number))
+    if not history.changes and (by_hand := alias_version(mlflow_client, name, alias)) is not None:
+        return History([], [], [by_hand])
+    return history
+
+
+def replay(changes: list[Change]) -> History:
+    """What changes, in their order, come to. A change decided before the last effective one was known is void."""
+    effective: list[int] = []
+    champions: list[int] = []
+    for change in changes:
+        if change.after < (effective[-1] if effective else 0):
+            continue
+        if not effective and change.before is not None:
+            champions = [change.before]
+        if change.action == "promote":
+            champions.append(change.version)
+        else:
+            champions.pop()
+            while champions[-1] != change.version:  # versions deleted since were passed over
+                champions.pop()
+        effective.append(change.number)
+    return History(changes, effective, champions)
+
+
+def append(
+    mlflow_client: MlflowClient,
+    name: str,
+    alias: str,
+    known: History,
+    action: Action,
+    version: int,
+    reason: str,
+    forced: bool = False,
+    gates: list[dict[str, Any]] | None = None,
+) -> Change:
+    """Add a change decided on `known`, and let the alias follow.
+
+    Raises:
+        AtelierError: if another change came first; the message says which.
+    """
+    content = {
+        "id": uuid.uuid4().hex,
+        "action": action,
+        "version": version,
+        "after": known.effective[-1] if known.effective else 0,
+        "before": None if known.effective else known.champion,
+        "by": os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reason": reason,
+        "forced": forced,
+        "gates": gates or [],
+    }
+    _append_once(mlflow_client, name, alias, content)
+    history = settle(mlflow_client, name, alias)
+    change = next(change for change in history.changes if change.id == content["id"])
+    if change.number in history.effective:
+        return change
+    first = next(c for c in history.changes if c.number in history.effective and c.number > change.after)
+    raise AtelierError(
+        f"{name}@{alias}: not changed, {first.by} came first with version {first.version} (change {first.number}); "
+        f"see 'atelier history {name}' and decide again"
+    )
+
+
+def _append_once(mlflow_client: MlflowClient, name: str, alias: str, content: dict[str, Any]) -> None:
+    """Make the version that records a change; under contention MLflow gives up early, so try again."""
+    from mlflow.exceptions import MlflowException
+
+    log = history_name(name, alias)
+    ensure_registered_model(mlflow_client, log, f"History of models:/{name}@{alias}, written by atelier promote.")
+    source = f"models:/{name}/{content['version']}"
+    for attempt in range(ATTEMPTS):
+        try:
+            mlflow_client.create_model_version(log, source, tags={TAG: json.dumps(content)}, await_creation_for=0)
+            return
+        except MlflowException as error:
+            contended = "Giving up after" in str(error) or "database is locked" in str(error)
+            if not contended or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.05 * (1 + os.getpid() % 7))
+
+
+def settle(mlflow_client: MlflowClient, name: str, alias: str) -> History:
+    """Set the alias to what the history says, until no other change came meanwhile.
+
+    Whoever sets it last reads the history once more and finds nothing new, so that what stays is what the history
+    says; a process killed before that leaves it to the next command.
+    """
+    history = read_history(mlflow_client, name, alias)
+    while history.changes:
+        if alias_version(mlflow_client, name, alias) != history.champion:
+            mlflow_client.set_registered_model_alias(name, alias, str(history.champion))
+        again = read_history(mlflow_client, name, alias)
+        if again == history:
+            break
+        history = again
+    return history
+
+
+def alias_version(mlflow_client: MlflowClient, name: str, alias: str) -> int | None:
+    """Which version an alias stands for; None if it is not set."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = mlflow_client.get_registered_model(name).aliases.get(alias)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return int(version) if version is not None else None

@@ -1,0 +1,84 @@
+"""What `mlflow.pyfunc.load_model` and `mlflow models serve` run: installed code; a package holds data only.
+
+MLflow calls `_load_pyfunc` of the module that the package names, with the folder of its data.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+
+from atelier.errors import InputError
+from atelier.pictures import Images, png_bytes
+from atelier.sampler import Sampler
+
+MAX_BYTES = 16 << 20  # of pixels a call: an answer as JSON takes four times that
+COLUMNS = ("n", "label", "seed", "truncation")
+FORMATS = ("array", "png")
+
+
+class RegisteredSampler:
+    """Rows of (n, label, seed, truncation) → images of all rows, one after the other.
+
+    A row without a label takes each class in turn, one without a seed takes 0, one without a truncation draws from
+    the whole of the noise. The parameter `format`: "array" gives uint8 (sum of n, h, w, c), "png" a list of files.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Images | list[bytes]:
+        """Draw the images that each row asks for."""
+        kind = (params or {}).get("format", "array")
+        if kind not in FORMATS:
+            raise MlflowException.invalid_parameter_value(f"format {kind!r}: must be 'array' or 'png'")
+        try:
+            requests = [_request(row) for row in pd.DataFrame(model_input).to_dict("records")]
+            images = self._draw(requests)
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        return images if kind == "array" else [png_bytes(image) for image in images]
+
+    def _draw(self, requests: list[tuple[int, int | None, int, float | None]]) -> Images:
+        config = self.sampler.config
+        limit = MAX_BYTES // (config["height"] * config["width"] * config["channels"])
+        total = sum(n for n, *_ in requests)
+        if not 1 <= total <= limit:
+            raise InputError(f"n: {total} images asked for, 1 to {limit} a call; 'atelier sample' draws any number")
+        return np.concatenate(
+            [
+                self.sampler.draw(n, seed, self.sampler.labels(n, label), truncation)
+                for n, label, seed, truncation in requests
+            ]
+        )
+
+
+def _request(row: dict[Any, Any]) -> tuple[int, int | None, int, float | None]:
+    if unknown := set(row) - set(COLUMNS):
+        raise InputError(f"{', '.join(map(repr, sorted(unknown)))}: not a column; there are {', '.join(COLUMNS)}")
+    given = {key: value for key, value in row.items() if value is not None and not pd.isna(value)}
+    n, seed, label = _whole("n", given.get("n", 1)), _whole("seed", given.get("seed", 0)), given.get("label")
+    if n < 1 or not 0 <= seed < 2**63:
+        raise InputError(f"n={n}, seed={seed}: n must be at least 1 and seed at least 0")
+    truncation = float(given["truncation"]) if "truncation" in given else None
+    return n, None if label is None else _whole("label", label), seed, truncation
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise InputError(f"{name} {value!r}: must be a whole number")
+    return int(value)
+
+
+def _load_pyfunc(folder: str) -> RegisteredSampler:
+    """Load the sampler; altered weights refuse."""
+    return RegisteredSampler(Sampler.load(Path(folder) / "model"))

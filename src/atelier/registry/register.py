@@ -1,0 +1,144 @@
+"""The stage `register`: a judged model becomes a version in the MLflow registry, described in `registry/RUN.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atelier.errors import InputError
+from atelier.evaluation.reports import Report, figures
+from atelier.files import folder_digest, read_json, write_json
+from atelier.params import Params
+from atelier.registry.card import description, model_card
+from atelier.registry.lineage import lineage_tags
+from atelier.registry.package import PACKAGE, log_package, make_package, smoke_test
+from atelier.sampler import Sampler
+from atelier.tracking import client, ensure_registered_model, finish_run, mlflow_errors, recorded_run_id, run_params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+WEIGHTS_TAG = "atelier.weights_sha256"
+REPORT_TAG = "atelier.report_sha256"
+PACKAGE_TAG = "atelier.package_sha256"
+
+
+def register(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
+    """Log report and model to the training's MLflow run, try the model in a fresh process, and make the version.
+
+    The same weights and report registered twice give the same version.
+
+    Raises:
+        InputError: if the model or its report is missing, or they do not belong together.
+        AtelierError: if MLflow does not answer or the packaged model does not load; no version is made then.
+    """
+    run = params.run(run_name)
+    name = params.register_.prefix + run_name
+    model_folder, report_folder = root / "models" / run_name, root / "reports" / run_name
+    config = Sampler.load(model_folder).config
+    weights_sha256 = config["weights_sha256"]["sampler"]
+    metrics = _read_metrics(report_folder, run_name)
+    if metrics["weights_sha256"] != weights_sha256:
+        raise InputError(
+            f"{report_folder}: judges other weights than {model_folder}; run 'atelier evaluate {run_name}'"
+        )
+    report_sha256 = folder_digest(report_folder)
+    tags = lineage_tags(root, params, config, metrics) | {REPORT_TAG: report_sha256}
+
+    with mlflow_errors(root):
+        mlflow_client = client(root)
+        record = root / "runs" / run_name
+        run_id = finish_run(
+            root,
+            run_name,
+            run_params(config),
+            model_folder / "journal.jsonl",
+            record / "timing.jsonl",
+            recorded_run_id(record / "mlflow.json"),
+        )
+        version = existing_version(mlflow_client, name, tags)
+        if version is None:
+            _log_report(mlflow_client, run_id, report_folder, metrics, config, model_folder)
+            card = model_card(name, run, config, metrics, tags)
+            with tempfile.TemporaryDirectory() as folder:
+                tags[PACKAGE_TAG] = make_package(Path(folder) / PACKAGE, model_folder, report_folder, card)
+                package = log_package(run_id, Path(folder) / PACKAGE, config)
+            try:
+                smoke_test(root, package.model_uri)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    mlflow_client.delete_logged_model(package.model_id)
+                raise
+            version = make_version(mlflow_client, name, package, run_id, tags, description(card))
+        mlflow_client.set_terminated(run_id, status="FINISHED")
+    path = root / "registry" / f"{run_name}.json"
+    write_json(
+        path,
+        {
+            "name": name,
+            "version": int(version.version),
+            "uri": f"models:/{name}/{version.version}",
+            "run_id": version.run_id,
+            "weights_sha256": weights_sha256,
+            "report_sha256": report_sha256,
+        },
+    )
+    say(f"registered models:/{name}/{version.version}")
+    return path
+
+
+def _read_metrics(report_folder: Path, run_name: str) -> Report:
+    path = report_folder / "metrics.json"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; run 'atelier evaluate {run_name}' first")
+    metrics: Report = read_json(path)
+    return metrics
+
+
+def existing_version(mlflow_client: MlflowClient, name: str, tags: dict[str, str]) -> ModelVersion | None:
+    """The first version of the same weights and report."""
+    same = [
+        version
+        for version in mlflow_client.search_model_versions(f"name = '{name}'")
+        if all(version.tags.get(key) == tags[key] for key in (WEIGHTS_TAG, REPORT_TAG))
+    ]
+    return min(same, key=lambda version: int(version.version), default=None)
+
+
+def _log_report(
+    mlflow_client: MlflowClient,
+    run_id: str,
+    report_folder: Path,
+    metrics: Report,
+    config: dict[str, Any],
+    model_folder: Path,
+) -> None:
+    """The figures as metrics at the end of training, the whole report as artifacts."""
+    step = round(config["recipe"]["kimg"] * 1000)
+    known = mlflow_client.get_run(run_id).data.metrics
+    values = {key: value["mean"] for key, value in figures(metrics).items()}
+    values |= {f"{key}_deviation": metrics[key]["deviation"] for key in values}
+    for key, value in values.items():
+        if known.get(key) != value:
+            mlflow_client.log_metric(run_id, key, value, step=step)
+    mlflow_client.log_artifacts(run_id, str(report_folder), "report")
+    mlflow_client.log_artifact(run_id, str(model_folder / "journal.jsonl"))
+
+
+def make_version(
+    mlflow_client: MlflowClient, name: str, package: Any, run_id: str, tags: dict[str, str], text: str
+) -> ModelVersion:
+    """Make the version in one call, tags and all; of two made at the same time the first one stays."""
+    ensure_registered_model(mlflow_client, name)
+    made = mlflow_client.create_model_version(
+        name, package.model_uri, run_id=run_id, tags=tags, description=text, model_id=package.model_id
+    )
+    first = existing_version(mlflow_client, name, tags)
+    if first is None or first.version == made.version:
+        return made
+    mlflow_client.delete_model_version(name, made.version)
+    return first

@@ -1,0 +1,152 @@
+"""`atelier reproduce`: train a registered version again, from its recorded commit, data and parameters, and compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from atelier.data.arrays import dvc_md5, prepared_folder
+from atelier.errors import AtelierError, InputError
+from atelier.files import digest, read_json
+from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, git
+from atelier.registry.package import fetch_file
+from atelier.registry.versions import find_version
+from atelier.tracking import client, mlflow_errors
+from atelier.training.resume import differences
+
+
+def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[str], None]) -> None:
+    """Train the version of a `models:/` URI again in a temporary clone; nothing in the workspace is touched.
+
+    Args:
+        uri: of the version.
+        overrides: `section.key=value` to train with otherwise, to see what it changes.
+        root: the workspace: a git checkout that has the recorded commit.
+        say: tells the person.
+
+    Raises:
+        InputError: if the version does not say what it was made of, or its commit is not in this checkout.
+        AtelierError: if the weights are not equal, saying what else is not; or a step of making them fails.
+    """
+    with mlflow_errors(root):
+        version = find_version(client(root), uri, root)
+        recorded = read_json(fetch_file(version, "model/config.json"))
+    tags = version.tags
+    if COMMIT_TAG not in tags or PARAMS_TAG not in tags:
+        raise InputError(f"{uri}: does not say from which commit and parameters it was made; it cannot be made again")
+    with tempfile.TemporaryDirectory(prefix="atelier-reproduce-") as folder:
+        clone = Path(folder) / "clone"
+        _clone(root, tags[COMMIT_TAG], clone)
+        _write_params(clone / "params.yaml", recorded["dataset"], json.loads(tags[PARAMS_TAG]))
+        _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded['dataset']}"), root, clone, say)
+        say(f"training {recorded['run']} again, {recorded['recipe']['kimg']:g} kimg")
+        _atelier(clone, recorded, "train", recorded["run"], *(part for o in overrides for part in ("--set", o)))
+        made = read_json(clone / "models" / recorded["run"] / "config.json")
+    if made["weights_sha256"] == recorded["weights_sha256"]:
+        say(f"{uri}: equal, bit for bit: {', '.join(sorted(made['weights_sha256']))}")
+        return
+    found = list(differences(recorded, made | {"weights_sha256": recorded["weights_sha256"]}))
+    if tags.get(CLEAN_TAG) == "false":
+        found.append("its code had changes that were not committed")
+    reason = "; ".join(found) or "nothing recorded does: another processor, or other versions of other packages"
+    raise AtelierError(f"{uri}: the weights differ. What else differs: {reason}")
+
+
+def _clone(root: Path, commit: str, clone: Path) -> None:
+    if git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        raise InputError(f"{root}: has no commit {commit}; fetch it, or give --root of a checkout that has it")
+    top = Path(git(root, "rev-parse", "--show-toplevel") or root)
+    _run(["git", "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone)], Path())
+    _run(["git", "checkout", "--quiet", "--detach", commit], clone)
+
+
+def _write_params(file: Path, dataset: str, recorded: dict[str, Any]) -> None:
+    """The parameters of the commit, with those recorded in their place."""
+    yaml = YAML(typ="safe", pure=True)
+    params = (yaml.load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+    params |= recorded | {"datasets": [dataset]}
+    if dataset in recorded["prepare"]["sets"]:  # a set of one's own must say where it is; here it comes from DVC
+        params.setdefault("ingest", {}).setdefault("paths", {}).setdefault(dataset, ".")
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump(params, stream)
+
+
+def _bring_data(recorded: dict[str, Any], md5: str | None, root: Path, clone: Path, say: Callable[[str], None]) -> None:
+    """The prepared data by their digest from DVC; made again by the stages where DVC has them nowhere."""
+    dataset = recorded["dataset"]
+    target = prepared_folder(clone, dataset)
+    if md5 is None or not _pull(root, md5, target, say):
+        say(f"data/prepared/{dataset} does not come from DVC; making it again by ingest and prepare")
+        _atelier(clone, recorded, "ingest", dataset)
+        _atelier(clone, recorded, "prepare", dataset)
+    for what in ("images", "labels"):
+        path, then = target / f"train-{what}.npy", recorded[f"train_{what}_sha256"]
+        if then is not None and (now := digest(path)) != then:
+            raise AtelierError(f"data/prepared/{dataset}/{path.name}: was trained on with sha256 {then}, is {now}")
+    if md5 is not None and (now := dvc_md5(target)) != md5:
+        raise AtelierError(f"data/prepared/{dataset}: DVC's digest was {md5}, is {now}")
+
+
+def _pull(root: Path, md5: str, target: Path, say: Callable[[str], None]) -> bool:
+    """Have DVC put a folder of this digest at `target`, from the workspace's cache or remotes."""
+    from dvc.config import Config
+
+    if not (root / ".dvc").is_dir():
+        return False
+    with tempfile.TemporaryDirectory(prefix="atelier-pull-") as name:
+        folder = Path(name)
+        ours = Config(str((root / ".dvc").resolve()))
+        cache = ours.get("cache", {}).get("dir") or str((root / ".dvc" / "cache").resolve())
+        (folder / ".dvc").mkdir()
+        with Config.init(str(folder / ".dvc")).edit() as config:
+            config["core"] |= {
+                "no_scm": True,
+                "analytics": False,
+                **{k: v for k, v in ours.get("core", {}).items() if k == "remote"},
+            }
+            config["remote"] = ours.get("remote", {})
+            config["cache"] = {"dir": cache}
+        out = {"md5": md5, "hash": "md5", "path": "pulled"}
+        with (folder / "pulled.dvc").open("w") as stream:
+            YAML(typ="safe", pure=True).dump({"outs": [out]}, stream)
+        command = [sys.executable, "-m", "dvc", "pull", "pulled.dvc"]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            say(f"DVC: {(result.stderr.strip().splitlines() or ['no reason given'])[0]}")
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder / "pulled", target)  # whatever kind of link DVC made
+        return True
+
+
+def _atelier(clone: Path, recorded: dict[str, Any], *arguments: str) -> None:
+    """Run a stage by the code of the clone, or, where it has none, by that which is installed."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    if (clone / "src" / "atelier").is_dir():
+        environment["PYTHONPATH"] = str(clone / "src")
+    if "threads" in recorded:  # sums over another number of threads round differently
+        environment["OMP_NUM_THREADS"] = str(recorded["threads"])
+    _run([sys.executable, "-m", "atelier", *arguments, "--root", str(clone)], clone, environment)
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+    """Run a command whose messages are passed on as they come; its last is the reason if it fails."""
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    last = ""
+    for line in process.stderr:
+        print(line, end="", file=sys.stderr, flush=True)
+        last = line.strip() or last
+    if process.wait() != 0:
+        raise AtelierError(f"{' '.join(command[:4])} failed: {last}")

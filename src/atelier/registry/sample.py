@@ -1,0 +1,64 @@
+"""`atelier sample`: images from a registered version or from a model's folder, to PNG or NPZ."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from atelier.errors import AtelierError, InputError
+from atelier.files import write_atomic
+from atelier.pictures import png_bytes, tile
+from atelier.progress import watch
+from atelier.registry.package import package_folder
+from atelier.sampler import CHUNK, Sampler
+from atelier.tracking import client, public_uri, tracking_uri
+
+
+def sample(
+    model: str, count: int, seed: int, label: int | None, out: Path, root: Path, truncation: float | None = None
+) -> Path:
+    """Draw `count` images into FILE.npz (arrays `images` uint8 (n, h, w, c) and `labels`, -1 without) or a PNG grid.
+
+    Raises:
+        InputError: if the model does not exist, or does not know the label.
+        AtelierError: if MLflow does not answer or the weights were altered.
+    """
+    sampler = Sampler.load(_folder_of(model, root))
+    labels = sampler.labels(count, label)
+    pieces = watch(
+        sampler.stream(count, seed, labels, truncation=truncation), math.ceil(count / CHUNK), "sample", "batch"
+    )
+    images = np.concatenate(list(pieces))
+    if out.suffix == ".png":
+        columns = len(sampler.class_names) if label is None and sampler.class_names else math.ceil(math.sqrt(count))
+        write_atomic(out, png_bytes(tile(images, columns=min(columns, count))))
+    else:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=images, labels=labels if labels is not None else np.full(count, -1))
+        write_atomic(out, buffer.getvalue())
+    return out
+
+
+def _folder_of(model: str, root: Path) -> Path:
+    """The model's folder, fetched from the registry if `model` is a URI."""
+    if not model.startswith(("models:/", "runs:/")):
+        folder = root / model
+        if not folder.is_dir():
+            raise InputError(f"{model}: no such folder; give models:/NAME/VERSION, models:/NAME@ALIAS or models/RUN")
+        return folder
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    client(root)
+    try:
+        package = Path(download_artifacts(artifact_uri=model))
+    except MlflowException as error:
+        raise InputError(f"{model}: not in {public_uri(tracking_uri(root))}: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise AtelierError(
+            f"{model}: cannot be fetched from {public_uri(tracking_uri(root))}: {str(error).splitlines()[0]}"
+        ) from None
+    return package_folder(package) / "model"

@@ -1,0 +1,61 @@
+"""Finding versions in the registry, and what they carry."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atelier.errors import InputError
+from atelier.evaluation.reports import Report
+from atelier.registry.lineage import METRICS_TAG
+from atelier.tracking import public_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def find_version(mlflow_client: MlflowClient, uri: str, root: Path) -> ModelVersion:
+    """The version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` stands for."""
+    from mlflow.exceptions import MlflowException
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
+    if match is None:
+        raise InputError(f"{uri}: write models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, number, alias = match.groups()
+    try:
+        if number is not None:
+            return mlflow_client.get_model_version(name, number)
+        return mlflow_client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(f"{uri}: not in {public_uri(tracking_uri(root))}: {str(error).splitlines()[0]}") from None
+
+
+def find_versions(mlflow_client: MlflowClient, name: str) -> dict[int, ModelVersion]:
+    """All versions of a registered model, by number."""
+    return {int(v.version): v for v in mlflow_client.search_model_versions(f"name = '{name}'")}
+
+
+def pick_version(mlflow_client: MlflowClient, name: str, number: int | None, root: Path) -> ModelVersion:
+    """The version of this number, or the newest."""
+    versions = find_versions(mlflow_client, name)
+    if not versions:
+        where = public_uri(tracking_uri(root))
+        raise InputError(f"{name}: no registered model of this name in {where}; run 'atelier register'")
+    if number is not None and number not in versions:
+        raise InputError(f"models:/{name}/{number}: no such version; there are {', '.join(map(str, sorted(versions)))}")
+    return versions[number or max(versions)]
+
+
+def metrics_of(version: ModelVersion) -> Report:
+    """The report that a version was registered with."""
+    if METRICS_TAG not in version.tags:
+        raise InputError(
+            f"models:/{version.name}/{version.version}: bears no figures, it was not made by 'atelier register'"
+        )
+    report: Report = json.loads(version.tags[METRICS_TAG])
+    return report

@@ -1,0 +1,68 @@
+"""Registered versions with figures and no weights, and promotions by many processes at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from atelier.errors import AtelierError
+from atelier.params import Promote
+from atelier.registry.lineage import METRICS_TAG
+from atelier.registry.promote import promote
+from atelier.tracking import client, ensure_registered_model
+
+
+def report(mean: float, deviation: float = 0.1, **conditions: Any) -> dict[str, Any]:
+    """A report of one metric, as `atelier evaluate` writes it."""
+    conditions = {
+        "fakes": 100,
+        "draws": 2,
+        "seed": 0,
+        "real": 100,
+        "real_split": "test",
+        "real_images_sha256": "a" * 64,
+        "extractors": {"classifier": "b" * 64},
+    } | conditions
+    return {"fd_classifier": {"mean": mean, "deviation": deviation, "draws": []}, "conditions": conditions}
+
+
+def add_version(root: Path, name: str, metrics: dict[str, Any] | None) -> int:
+    """Register a version that bears these figures."""
+    mlflow_client = client(root)
+    ensure_registered_model(mlflow_client, name)
+    tags = {METRICS_TAG: json.dumps(metrics)} if metrics is not None else {}
+    version = mlflow_client.create_model_version(name, "s3://nowhere/model", tags=tags, await_creation_for=0)
+    return int(version.version)
+
+
+def promote_at_once(root: Path, name: str, versions: list[int], uri: str | None = None) -> list[str]:
+    """Promote these versions, each in a process of its own, all starting together; what each was told."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow", "atelier.registry.promote"])
+    barrier, answers = context.Barrier(len(versions)), context.Queue()
+    processes = [
+        context.Process(target=_promote, args=(root, name, version, uri, barrier, answers)) for version in versions
+    ]
+    for process in processes:
+        process.start()
+    told = [answers.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    return told
+
+
+def _promote(root: Path, name: str, version: int, uri: str | None, barrier: Barrier, answers: Queue[str]) -> None:
+    if uri is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    client(root).search_registered_models()  # connected before the start
+    barrier.wait()
+    try:
+        promote(name, version, "champion", Promote(), root, lambda message: None, reason=f"process {version}")
+        answers.put("promoted")
+    except AtelierError as error:
+        answers.put(str(error))

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from registries import add_version, promote_at_once, report
+
+from atelier.errors import AtelierError, InputError
+from atelier.params import Promote
+from atelier.registry.gates import judge
+from atelier.registry.history import Change, alias_version, append, history_name, read_history, replay
+from atelier.registry.promote import promote, read, rollback
+from atelier.tracking import client
+
+GATES = Promote(at_most={"fd_classifier": 10})
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    client(root)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(empty_store: Path, tmp_path: Path) -> Path:
+    shutil.copy(empty_store, tmp_path)
+    return tmp_path
+
+
+def champion(root: Path) -> int | None:
+    return alias_version(client(root), "digits", "champion")
+
+
+def test_first_better_worse_and_back(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mean in (3.0, 2.0, 2.5):
+        add_version(root, "digits", report(mean))
+    promote("digits", 1, "champion", GATES, root, print)
+    promote("digits", 2, "champion", GATES, root, print, reason="half the distance")
+    with pytest.raises(AtelierError, match=r"digits/3 is not promoted: fd_classifier 2\.5 ± 0\.1, must be better than"):
+        promote("digits", None, "champion", GATES, root, print)
+    assert "FAIL  fd_classifier  2.5 ± 0.1  better than 2 ± 0.1 by more than 0.141" in capsys.readouterr().out
+    assert champion(root) == 2
+
+    promote("digits", 3, "champion", GATES, root, print, reason="sharper", force=True)
+    assert champion(root) == 3
+    assert [rollback("digits", "champion", root, print) for _ in range(2)] == [2, 1]
+    assert champion(root) == 1
+    with pytest.raises(AtelierError, match="there was no champion before"):
+        rollback("digits", "champion", root, print)
+    # a promotion after a rollback builds on what was restored
+    promote("digits", 2, "champion", GATES, root, print)
+    assert rollback("digits", "champion", root, print) == 1
+
+    changes = read("digits", "champion", root).changes
+    assert [(c.action, c.version) for c in changes] == [
+        *(("promote", 1), ("promote", 2), ("promote", 3)),
+        *(("rollback", 2), ("rollback", 1), ("promote", 2), ("rollback", 1)),
+    ]
+    assert changes[1].reason == "half the distance"
+    assert [c.forced for c in changes] == [False, False, True, False, False, False, False]
+    assert changes[2].gates[-1]["passed"] is False
+
+
+def test_a_dry_run_and_what_is_refused_change_nothing(root: Path) -> None:
+    add_version(root, "digits", report(30.0))
+    add_version(root, "digits", None)
+    with pytest.raises(AtelierError, match=r"fd_classifier 30 ± 0\.1, must be at most 10"):
+        promote("digits", 1, "champion", GATES, root, print)
+    for arguments, message in (
+        (("nobody", None), "no registered model of this name"),
+        (("digits", 7), "no such version; there are 1, 2"),
+        (("digits", 2), "bears no figures"),
+    ):
+        with pytest.raises(InputError, match=message):
+            promote(*arguments, "champion", GATES, root, print)
+    promote("digits", 1, "champion", Promote(), root, print, dry_run=True)
+    assert champion(root) is None
+    assert read("digits", "champion", root).changes == []
+
+
+def test_what_was_set_by_hand_is_returned_to(root: Path) -> None:
+    for mean in (3.0, 2.0, 1.0):
+        add_version(root, "digits", report(mean))
+    client(root).set_registered_model_alias("digits", "champion", "1")
+    promote("digits", 2, "champion", GATES, root, print)
+    assert rollback("digits", "champion", root, print) == 1
+
+
+def test_a_version_deleted_since_is_passed_over(root: Path) -> None:
+    for mean in (3.0, 2.0, 1.0):
+        add_version(root, "digits", report(mean))
+        promote("digits", None, "champion", GATES, root, print)
+    client(root).delete_model_version("digits", "2")
+    assert rollback("digits", "champion", root, print) == 1
+    assert champion(root) == 1
+
+
+def test_a_promotion_cut_short_after_its_record_is_completed_by_the_next_command(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mean in (3.0, 2.0):
+        add_version(root, "digits", report(mean))
+    promote("digits", 1, "champion", GATES, root, print)
+
+    def refuse(*arguments: object) -> None:
+        raise ConnectionError("connection refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.set_registered_model_alias", refuse)
+        with pytest.raises(AtelierError, match=r"MLflow at sqlite:.*: connection refused"):
+            promote("digits", 2, "champion", GATES, root, print)
+    assert champion(root) == 1
+    said: list[str] = []
+    promote("digits", 2, "champion", GATES, root, said.append)
+    assert said == ["models:/digits/2 is the champion already"]
+    assert champion(root) == 2
+    assert len(read("digits", "champion", root).changes) == 2
+
+
+def test_one_decided_on_an_older_history_is_void_and_told(root: Path) -> None:
+    for mean in (3.0, 2.0, 1.0):
+        add_version(root, "digits", report(mean))
+    mlflow_client = client(root)
+    known = read_history(mlflow_client, "digits", "champion")
+    append(mlflow_client, "digits", "champion", known, "promote", 2, "first")
+    with pytest.raises(AtelierError, match=r"came first with version 2 \(change 1\)"):
+        append(mlflow_client, "digits", "champion", known, "promote", 3, "second")
+    history = read("digits", "champion", root)
+    assert (len(history.changes), history.effective, champion(root)) == (2, [1], 2)
+
+
+@pytest.mark.processes
+def test_sixteen_processes_at_once_make_one_champion(root: Path) -> None:
+    for mean in range(100, 84, -1):
+        add_version(root, "digits", report(float(mean)))
+    told = promote_at_once(root, "digits", list(range(1, 17)))
+    history = read("digits", "champion", root)
+    # who read the history after the first promotion judged against that champion; all others were told
+    assert told.count("promoted") == len(history.effective) >= 1
+    assert champion(root) == history.champion
+    assert all("came first" in answer or "is not promoted" in answer for answer in told if answer != "promoted")
+    assert len({change.id for change in history.changes}) == len(history.changes)
+    assert {change.version for change in history.changes if change.number in history.effective} == set(
+        history.champions
+    )
+    numbers = [
+        int(v.version) for v in client(root).search_model_versions(f"name='{history_name('digits', 'champion')}'")
+    ]
+    assert sorted(numbers) == list(range(1, len(history.changes) + 1))
+
+
+CHANGE = Change(1, "", "promote", 1, 0, None, "", "", "", False, [])
+
+
+def test_replay_of_every_interleaving_agrees_with_its_winners() -> None:
+    changes = [
+        replace(CHANGE, number=1, version=4, after=0, before=3),
+        replace(CHANGE, number=2, version=5, after=0, before=3),  # decided on the same as the first
+        replace(CHANGE, number=3, version=6, after=1),
+        replace(CHANGE, number=4, action="rollback", version=4, after=3),
+        replace(CHANGE, number=5, action="rollback", version=4, after=3),
+        replace(CHANGE, number=6, action="rollback", version=3, after=4),
+    ]
+    history = replay(changes)
+    assert history.effective == [1, 3, 4, 6]
+    assert history.champions == [3]
+    assert replay(changes[:3]).champions == [3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "against", "passed", "found"),
+    [
+        (report(1.0), report(2.0), True, "1 ± 0.1"),
+        (report(1.9), report(2.0), False, "1.9 ± 0.1"),  # 0.1 better, 0.141 needed
+        (report(float("nan")), report(2.0), False, "nan ± 0.1"),
+        (report(1.0), report(2.0, fakes=99), False, "cannot be compared: another number of fakes: 100 and 99"),
+        (report(1.0, extractors={"classifier": "c" * 64}), report(2.0), False, "cannot be compared: another"),
+        (report(1.0, real_images_sha256="c" * 64), report(2.0), False, "cannot be compared: other real images"),
+    ],
+)
+def test_the_gate_against_the_champion(candidate: dict, against: dict, passed: bool, found: str) -> None:  # type: ignore[type-arg]
+    (gate,) = judge(candidate, against, Promote())
+    assert gate.passed == passed
+    assert gate.found.startswith(found)
+
+
+def test_thresholds_name_what_is_not_measured() -> None:
+    gates = judge(report(1.0), None, Promote(at_most={"fd_classifier": 1}, at_least={"recall": 0.5}))
+    assert [(gate.passed, gate.found) for gate in gates] == [(True, "1 ± 0.1"), (False, "not measured")]

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from atelier.errors import AtelierError, InputError
+from atelier.evaluation.compare import compare
+from atelier.files import read_json, write_json
+from atelier.params import Params, load_params
+from atelier.registry import package
+from atelier.registry import register as module
+from atelier.registry.register import register
+from atelier.registry.sample import sample
+from atelier.sampler import Sampler
+from atelier.tracking import client
+from atelier.training.journal import read_journal
+
+PREDICT = """
+import sys, mlflow, numpy, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/mnist-cgan/1")
+rows = pandas.DataFrame([{"n": 3, "label": 5, "seed": 1}, {"n": 2, "label": None, "seed": 2}])
+numpy.save(sys.argv[2], model.predict(rows))
+for same in (pandas.DataFrame([{"n": 3, "label": 5, "seed": 1}]), {"n": [3], "label": [5], "seed": [1]}):
+    assert (model.predict(same) == model.predict(rows)[:3]).all()
+assert len(model.predict(pandas.DataFrame([{"n": 4}]))) == 4
+"""
+
+
+@pytest.fixture
+def judged(trained: Path) -> tuple[Path, Params]:
+    return trained, load_params(trained / "params.yaml")
+
+
+def versions(root: Path, name: str) -> list[Any]:
+    return list(client(root).search_model_versions(f"name = '{name}'"))
+
+
+def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[Path, Params], tmp_path: Path) -> None:
+    root, params = judged
+    for run in params.runs:
+        register(run, params, root, print)
+    entry = read_json(root / "registry" / "mnist-cgan.json")
+    assert entry["uri"] == "models:/mnist-cgan/1"
+
+    # the journal is in MLflow, each tick once, and the report with it
+    journal = read_journal(root / "models" / "mnist-cgan" / "journal.jsonl")
+    history = client(root).get_metric_history(entry["run_id"], "generator_loss")
+    assert [(m.step, m.value) for m in history] == [(round(1000 * t["kimg"]), t["generator_loss"]) for t in journal]
+    run = client(root).get_run(entry["run_id"])
+    metrics = read_json(root / "reports" / "mnist-cgan" / "metrics.json")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["fd_classifier"] == metrics["fd_classifier"]["mean"]
+    assert run.data.params["model"] == "cgan"
+
+    # the version draws what the folder draws
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    out = tmp_path / "out.npy"
+    subprocess.run([sys.executable, "-c", PREDICT, uri, str(out)], check=True, cwd=tmp_path)
+    sampler = Sampler.load(root / "models" / "mnist-cgan")
+    expected = [sampler.draw(3, 1, np.full(3, 5)), sampler.draw(2, 2)]
+    assert (np.load(out) == np.concatenate(expected)).all()
+    for model in ("models:/mnist-cgan/1", "models/mnist-cgan"):
+        sample(model, 30, 4, None, tmp_path / "out.npz", root)
+        drawn = np.load(tmp_path / "out.npz")
+        assert (drawn["images"] == sampler.draw(30, 4)).all()
+        assert drawn["labels"].tolist() == list(range(10)) * 3
+
+    # the same weights again are the same version, and nothing is logged twice
+    register("mnist-cgan", params, root, print)
+    assert read_json(root / "registry" / "mnist-cgan.json") == entry
+    assert len(versions(root, "mnist-cgan")) == 1
+    assert len(client(root).get_metric_history(entry["run_id"], "generator_loss")) == len(journal)
+    assert len(client(root).get_metric_history(entry["run_id"], "fd_classifier")) == 1
+
+    compare(params, root, print)
+    page = (root / "reports" / "index.html").read_text()
+    assert "models:/mnist-cgan/1" in page
+    assert "models:/mnist-cvae/1" in page
+    assert page.count("data:image/gif;base64,") == 2
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+
+
+def test_a_package_that_does_not_load_makes_no_version(
+    judged: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = judged
+    monkeypatch.setattr(package, "SMOKE_TEST", "raise RuntimeError('broken package')")
+    with pytest.raises(AtelierError, match="no version was made: RuntimeError: broken package"):
+        register("mnist-cgan", params, root, print)
+    assert versions(root, "mnist-cgan") == []
+    assert not (root / "registry" / "mnist-cgan.json").exists()
+    monkeypatch.undo()
+    register("mnist-cgan", params, root, print)
+    assert len(versions(root, "mnist-cgan")) == 1
+
+
+STEPS = (
+    *("create_experiment", "create_run", "log_batch", "log_metric", "log_artifacts", "create_registered_model"),
+    *("create_model_version", "set_terminated"),
+)
+
+
+def test_a_store_that_fails_at_any_step_leaves_nothing_half_made(
+    judged: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = judged
+    client(root)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ConnectionError("connection refused\nand more")
+
+    monkeypatch.setattr(module, "smoke_test", lambda root, uri: None)
+    shutil.rmtree(root / "runs")  # a training that never reached MLflow
+    for step in STEPS:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mlflow.MlflowClient.{step}", refuse)
+            with pytest.raises(AtelierError, match=r"^MLflow at sqlite:[^\n]*: connection refused$"):
+                register("mnist-cvae", params, root, print)
+        assert not (root / "registry").exists()
+        for version in versions(root, "mnist-cvae"):
+            assert step == "set_terminated"  # all of it was there by then
+            assert version.tags[module.REPORT_TAG]
+            assert version.description
+    register("mnist-cvae", params, root, print)
+    assert len(versions(root, "mnist-cvae")) == 1
+
+
+def test_a_report_of_other_weights_is_refused(judged: tuple[Path, Params]) -> None:
+    root, params = judged
+    path = root / "reports" / "mnist-cgan" / "metrics.json"
+    write_json(path, read_json(path) | {"weights_sha256": "0" * 64})
+    with pytest.raises(InputError, match="judges other weights"):
+        register("mnist-cgan", params, root, print)
+
+
+def test_a_registered_version_whose_weights_were_altered_refuses_to_load(judged: tuple[Path, Params]) -> None:
+    root, params = judged
+    register("mnist-cgan", params, root, print)
+    weights = next((root / "mlartifacts").rglob("sampler.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    with pytest.raises(AtelierError, match="altered"):
+        mlflow.pyfunc.load_model("models:/mnist-cgan/1")
+    with pytest.raises(AtelierError, match="altered"):
+        sample("models:/mnist-cgan/1", 1, 0, None, root / "x.png", root)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("models:/nobody/1", "not in sqlite"), ("models/nobody", "no such folder"), ("data", "not a trained model")],
+)
+def test_sampling_from_what_is_no_model(small_mnist: Path, model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sample(model, 1, 0, None, small_mnist / "x.png", small_mnist)
+    assert not (small_mnist / "x.png").exists()
