@@ -1,0 +1,17 @@
+"""What a pipeline does at its end, however it ends."""
+
+from kfp.dsl import PipelineTaskFinalStatus
+
+from atelier.components import component
+
+
+@component
+def close_runs(status: PipelineTaskFinalStatus) -> None:
+    """End the MLflow runs that trainings of this pipeline run left open, such as those killed for memory."""
+    import os
+    from pathlib import Path
+
+    from atelier.origin import PIPELINE_RUN
+    from atelier.tracking import close_runs
+
+    print(f"{status.state}; MLflow runs closed: {close_runs(Path.cwd(), os.environ[PIPELINE_RUN])}")

@@ -1,0 +1,92 @@
+"""The Kubeflow pipeline on this machine: the compiled graph and its components, without a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atelier.errors import AtelierError, InputError
+from atelier.files import read_json
+from atelier.origin import PIPELINE_RUN
+from atelier.tracking import client, experiment_id, tracking_uri
+from atelier.workspace import PLACE, place
+
+if TYPE_CHECKING:
+    from atelier.params import Params
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
+    """Run the pipeline in subprocesses, or in containers of an image, and lay its outputs out as a workspace.
+
+    Args:
+        params: of the pipeline.
+        root: what relative paths of `ingest.paths` are relative to.
+        out: a new or empty folder. It becomes a workspace: what each task made, the same where a
+            workspace has it, and the MLflow store, unless MLFLOW_TRACKING_URI names another.
+        image: a container image; None for subprocesses.
+
+    Raises:
+        InputError: if `out` holds something, or a container could not reach a source of data.
+        AtelierError: if a stage fails or an output is missing.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out {out}: not empty; name a new folder or remove it")
+    from kfp import local
+
+    from atelier.pipelines.compiling import arguments
+    from atelier.pipelines.training import build
+
+    values = arguments(params)
+    paths = values["ingest"]["paths"]
+    values["ingest"]["paths"] = {name: _reachable(name, where, root, image) for name, where in paths.items()}
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    experiment_id(client(out), out)  # else the first stage makes it, with artifacts in its own short-lived folder
+    environment = {PIPELINE_RUN: uuid.uuid4().hex, "MLFLOW_TRACKING_URI": tracking_uri(out)}
+    if image:
+        # the image's own entry point is `atelier`; a task brings a whole command
+        runner = local.DockerRunner(user=f"{os.getuid()}:{os.getgid()}", entrypoint="env")
+    else:
+        runner = local.SubprocessRunner(use_venv=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
+            local.init(runner, pipeline_root=str(out))
+            build(image or "python", volume=False, retries=0, environment=environment)(**values)
+    except RuntimeError as error:
+        raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
+    _place_artifacts(out)
+    _require_outputs(params, out)
+    return out
+
+
+def _reachable(dataset: str, where: str, root: Path, image: str | None) -> str:
+    if "://" in where:
+        return where
+    if image:
+        raise InputError(f"ingest.paths.{dataset}: {where} is not in the container; give s3:// or kaggle://")
+    return str((root / Path(where).expanduser()).resolve())
+
+
+def _place_artifacts(out: Path) -> None:
+    """Put every artifact that knows its place in a workspace there."""
+    for written in sorted(out.rglob("executor_output.json")):
+        for artifacts in read_json(written).get("artifacts", {}).values():
+            for artifact in artifacts["artifacts"]:
+                if where := artifact.get("metadata", {}).get(PLACE):
+                    place(Path(artifact["uri"]), out / where)
+
+
+def _require_outputs(params: Params, out: Path) -> None:
+    """A run is judged by what it made: Docker has been seen to report a failed container as a success."""
+    wanted = [f"data/prepared/{dataset}/card.json" for dataset in params.datasets]
+    wanted += [f"registry/{run}.json" for run in params.runs]
+    for output in [*wanted, "reports/index.html"]:
+        if not (out / output).is_file():
+            raise AtelierError(f"{out / output}: missing after the run, although no stage said that it failed")

@@ -1,0 +1,165 @@
+"""A Kubeflow Pipelines server: calls that try again, and that never make a thing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import kfp_server_api
+import urllib3
+
+from atelier.errors import AtelierError, InputError
+
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = 30  # the client ignores what is not an int
+ATTEMPTS = 6
+FIRST_WAIT_SECONDS = 1.0
+PAGE_SIZE = 100
+
+
+class Server:
+    """Experiments, pipelines, runs and recurring runs of one server, by the names we give them.
+
+    Args:
+        host: of the API, such as http://localhost:8888; KF_PIPELINES_ENDPOINT if empty.
+        namespace: of the profile, on a server for several users.
+
+    KF_PIPELINES_TOKEN in the environment is sent as a bearer token.
+    """
+
+    def __init__(self, host: str | None, namespace: str | None = None) -> None:
+        host = host or os.environ.get("KF_PIPELINES_ENDPOINT")
+        if not host:
+            raise InputError("no server: give --host http://…, or set KF_PIPELINES_ENDPOINT")
+        if not host.startswith(("http://", "https://")):
+            raise InputError(f"--host {host}: must begin with http:// or https://")
+        self.host, self.namespace = host.rstrip("/"), namespace
+        configuration = kfp_server_api.Configuration(host=self.host)
+        configuration.retries = False  # all tries are made here, where it is known what may be repeated
+        if token := os.environ.get("KF_PIPELINES_TOKEN"):
+            configuration.api_key = {"authorization": token}
+            configuration.api_key_prefix = {"authorization": "Bearer"}
+        client = kfp_server_api.ApiClient(configuration)
+        self.experiments = kfp_server_api.ExperimentServiceApi(client)
+        self.pipelines = kfp_server_api.PipelineServiceApi(client)
+        self.uploads = kfp_server_api.PipelineUploadServiceApi(client)
+        self.runs = kfp_server_api.RunServiceApi(client)
+        self.recurring_runs = kfp_server_api.RecurringRunServiceApi(client)
+
+    def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Make a call that may be repeated, until it is answered.
+
+        Raises:
+            AtelierError: if the server refuses, or does not answer in `ATTEMPTS` tries.
+        """
+        return self.create(lambda: None, function, *arguments, **options)
+
+    def create(self, find: Callable[[], T | None], make: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Make a thing, or find it: an answer may be lost although the server has done what it was asked."""
+        wait = FIRST_WAIT_SECONDS
+        for attempt in range(ATTEMPTS):
+            if (found := find()) is not None:
+                return found
+            try:
+                return make(*arguments, _request_timeout=TIMEOUT_SECONDS, **options)
+            except kfp_server_api.ApiException as error:
+                problem = f"{error.status} {error.reason}: {_message(error)}"
+                conflict = error.status == 409 and attempt + 1 < ATTEMPTS  # someone else made it: it will be found
+                if error.status < 500 and error.status != 429 and not conflict:
+                    raise _refusal(self.host, error, problem) from None
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                problem = str(error)[:200]
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(wait)
+                wait *= 2
+        raise AtelierError(f"{self.host}: no answer in {ATTEMPTS} tries ({problem}); look whether the server is well")
+
+    def pages(self, function: Callable[..., Any], field: str, **options: Any) -> Iterator[Any]:
+        """Every item of a list that comes in pages."""
+        token = ""
+        while True:
+            page = self.call(function, page_size=PAGE_SIZE, page_token=token, **options)
+            yield from getattr(page, field) or []
+            token = page.next_page_token
+            if not token:
+                return
+
+    def experiment(self, name: str) -> Any:
+        """The experiment of a name, made if there is none."""
+        scope = {"namespace": self.namespace} if self.namespace else {}
+        listing = self.experiments.experiment_service_list_experiments
+
+        def find() -> Any:
+            return next(self.pages(listing, "experiments", filter=_named(name), **scope), None)
+
+        new = kfp_server_api.V2beta1Experiment(display_name=name, **scope)
+        return self.create(find, self.experiments.experiment_service_create_experiment, new)
+
+    def pipeline_version(self, name: str, version: str, file: str) -> Any:
+        """The version of a pipeline, uploaded from a file if the server does not have it."""
+        scope = {"namespace": self.namespace} if self.namespace else {}
+
+        def find_pipeline() -> Any:
+            listing = self.pipelines.pipeline_service_list_pipelines
+            return next(self.pages(listing, "pipelines", filter=_named(name), **scope), None)
+
+        pipeline = self.create(find_pipeline, self.uploads.upload_pipeline, file, name=name, display_name=name, **scope)
+
+        def find_version() -> Any:
+            listing = self.pipelines.pipeline_service_list_pipeline_versions
+            versions = self.pages(
+                listing, "pipeline_versions", pipeline_id=pipeline.pipeline_id, filter=_named(version)
+            )
+            return next(versions, None)
+
+        upload = self.uploads.upload_pipeline_version
+        options = {"name": version, "display_name": version, "pipelineid": pipeline.pipeline_id}
+        return self.create(find_version, upload, file, **options)
+
+    def run(self, name: str, experiment: Any, version: Any, parameters: dict[str, Any], account: str | None) -> Any:
+        """Start a run; `name` must be of this run alone, by it the run is found again."""
+
+        def find() -> Any:
+            listing = self.runs.run_service_list_runs
+            runs = self.pages(listing, "runs", experiment_id=experiment.experiment_id, filter=_named(name))
+            return next(runs, None)
+
+        new = kfp_server_api.V2beta1Run(
+            display_name=name,
+            experiment_id=experiment.experiment_id,
+            pipeline_version_reference=reference(version),
+            runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=parameters),
+            service_account=account,
+        )
+        return self.create(find, self.runs.run_service_create_run, new)
+
+
+def reference(version: Any) -> Any:
+    """How a run names its pipeline: always by version, else it would be whichever is the latest when it starts."""
+    return kfp_server_api.V2beta1PipelineVersionReference(
+        pipeline_id=version.pipeline_id, pipeline_version_id=version.pipeline_version_id
+    )
+
+
+def _named(name: str) -> str:
+    """The filter for things of one display name, as the SDK writes it: operation 1 is EQUALS."""
+    return json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})
+
+
+def _message(error: Any) -> str:
+    """What the server says, in one line."""
+    try:
+        body = json.loads(error.body)
+        return str(body.get("message") or body.get("error") or "")[:300].replace("\n", " ")
+    except (TypeError, ValueError, AttributeError):
+        return str(error.body or "")[:300].replace("\n", " ")
+
+
+def _refusal(host: str, error: Any, problem: str) -> AtelierError:
+    if error.status in (401, 403):
+        return AtelierError(f"{host}: {problem}; set KF_PIPELINES_TOKEN to a token that may do this")
+    return AtelierError(f"{host}: {problem}")

@@ -1,0 +1,263 @@
+"""`atelier pipeline …` and `atelier schedule …`: the same pipeline by Kubeflow."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atelier.errors import InputError
+
+if TYPE_CHECKING:
+    from atelier.params import Params
+    from atelier.pipelines.compiling import Options
+    from atelier.pipelines.server import Server
+
+
+def with_params(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of every stage; the function gets the validated parameters and the workspace."""
+
+    @functools.wraps(function)
+    def command(root: Path, params_file: Path, overrides: tuple[str, ...], **arguments: Any) -> None:
+        from atelier.cli import load
+
+        function(**arguments, params=load(root, params_file, overrides), root=root)
+
+    for option in (
+        click.option(
+            "--set", "--param", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter."
+        ),
+        click.option("--params", "params_file", type=Path, default="params.yaml", show_default=True),
+        click.option("--root", type=Path, default=".", show_default=True, help="The workspace."),
+    ):
+        command = option(command)
+    return command
+
+
+def with_server(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a Kubeflow Pipelines server; the function gets a `Server`."""
+
+    @functools.wraps(function)
+    def command(host: str | None, namespace: str | None, **arguments: Any) -> None:
+        from atelier.pipelines.server import Server
+
+        function(**arguments, server=Server(host, namespace))
+
+    for option in (
+        click.option("--namespace", help="Of your profile, on a server for several users."),
+        click.option(
+            "--host", help="Address of the API; else KF_PIPELINES_ENDPOINT. KF_PIPELINES_TOKEN is sent along."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that a compiled pipeline depends on; the function gets them as `Options`."""
+
+    @functools.wraps(function)
+    def command(image: str, gpus: int, nodes: int, deadline_hours: float, volume: bool, **arguments: Any) -> None:
+        from atelier.pipelines.compiling import Options
+
+        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume))
+
+    for option in (
+        click.option("--volume/--no-volume", default=True, show_default=True, help="Checkpoints on a shared volume."),
+        click.option(
+            "--deadline-hours",
+            type=click.FloatRange(min=0, min_open=True),
+            default=72,
+            show_default=True,
+            help="Of a training on several nodes.",
+        ),
+        click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training."),
+        click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each of them."),
+        click.option("--image", required=True, metavar="REF@DIGEST", help="Image of every stage, by its digest."),
+    ):
+        command = option(command)
+    return command
+
+
+def with_experiment(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where and as whom runs go."""
+    for option in (
+        click.option("--service-account", "account", help="Of the pods; the server's default if left out."),
+        click.option("--experiment", default="atelier", show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+def with_data_version(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where raw data come from; the function gets them as parameters of a run."""
+
+    @functools.wraps(function)
+    def command(repository: str, revision: str, dvc_remote: str, **arguments: Any) -> None:
+        if bool(repository) != bool(revision):
+            raise InputError("--repository and --revision go together")
+        if revision and not re.fullmatch("[0-9a-f]{40}", revision):
+            raise InputError(f"--revision {revision}: give all 40 letters, as 'git rev-parse HEAD' prints them")
+        data_version = {"repository": repository, "revision": revision, "dvc_remote": dvc_remote}
+        function(**arguments, data_version=data_version)
+
+    for option in (
+        click.option("--dvc-remote", default="", help="URL to pull data from, or to push ingested data to."),
+        click.option(
+            "--revision", default="", help="Commit whose dvc.lock says which raw data; else they are ingested."
+        ),
+        click.option("--repository", default="", help="Git repository of --revision."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def pipeline() -> None:
+    """Run the pipeline of dvc.yaml by Kubeflow, here or on a cluster."""
+
+
+@pipeline.command("compile")
+@click.option("-o", "--output", type=Path, default="pipeline.yaml", show_default=True)
+@with_pipeline
+@with_params
+def compile_command(output: Path, options: Options, params: Params, root: Path) -> None:
+    """Write the pipeline as Kubeflow takes it, with params.yaml as its defaults."""
+    from atelier.pipelines.compiling import compile_pipeline
+
+    print(compile_pipeline(params, options, output))
+
+
+@pipeline.command()
+@click.option("--local", is_flag=True, help="In subprocesses of this environment.")
+@click.option("--docker", is_flag=True, help="In containers of --image.")
+@click.option("--image", help="For --docker: a local image of the project.")
+@click.option("--out", type=Path, default="kubeflow", show_default=True, help="New folder that gets all outputs.")
+@with_params
+def run(local: bool, docker: bool, image: str | None, out: Path, params: Params, root: Path) -> None:
+    """Run the whole pipeline on this machine; the folder of outputs is a workspace."""
+    if local == docker:
+        raise InputError("give one of --local and --docker")
+    if docker != bool(image):
+        raise InputError("--docker and --image go together")
+    from atelier.pipelines.local import run_local
+
+    print(run_local(params, root, out, image))
+
+
+@pipeline.command()
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the run; the exit code is its end's.")
+@with_data_version
+@with_experiment
+@with_pipeline
+@with_server
+@with_params
+def submit(
+    options: Options,
+    experiment: str,
+    account: str | None,
+    data_version: dict[str, str],
+    wait: bool,
+    server: Server,
+    params: Params,
+    root: Path,
+) -> None:
+    """Upload the pipeline if the server does not have it, and run it there."""
+    from atelier.pipelines import submit
+
+    run = submit.submit(server, params, options, experiment, account, data_version)
+    print(run.run_id, flush=True)
+    if wait:
+        submit.follow(server, run.run_id, say)
+
+
+@click.group()
+def schedule() -> None:
+    """Runs of the pipeline on a Kubeflow server at set times, in UTC."""
+
+
+@schedule.command("set")
+@click.argument("name")
+@click.option("--cron", required=True, help="Five fields: minute hour day month weekday; or six, seconds first.")
+@click.option("--max-concurrency", type=click.IntRange(1, 10), default=1, show_default=True, help="Runs at a time.")
+@click.option("--catchup/--no-catchup", default=False, show_default=True, help="Make up for runs that were missed.")
+@with_data_version
+@with_experiment
+@with_pipeline
+@with_server
+@with_params
+def set_command(
+    name: str,
+    cron: str,
+    max_concurrency: int,
+    catchup: bool,
+    experiment: str,
+    account: str | None,
+    options: Options,
+    data_version: dict[str, str],
+    server: Server,
+    params: Params,
+    root: Path,
+) -> None:
+    """Make the schedule NAME what the options say; said twice, it is one schedule."""
+    from atelier.pipelines import schedule, submit
+    from atelier.pipelines.compiling import arguments
+
+    cron = schedule.six_fields(cron)
+    version = submit.upload(server, params, options)
+    made = schedule.set_schedule(
+        server,
+        name,
+        cron,
+        version,
+        arguments(params) | data_version,
+        experiment,
+        max_concurrency=max_concurrency,
+        catchup=catchup,
+        account=account,
+        say=say,
+    )
+    _show(schedule.described(made))
+
+
+@schedule.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def list_command(as_json: bool, server: Server) -> None:
+    """Show the schedules, in words and with their next three times."""
+    from atelier.pipelines.schedule import described, schedules
+
+    found = sorted((described(one) for one in schedules(server)), key=lambda one: str(one["name"]))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for one in found:
+        _show(one)
+
+
+@schedule.command()
+@click.argument("name")
+@with_server
+def delete(name: str, server: Server) -> None:
+    """Delete the schedule NAME; runs that it started go on."""
+    from atelier.pipelines.schedule import delete_schedule
+
+    say(f"{name}: deleted" if delete_schedule(server, name) else f"{name}: no such schedule, nothing to delete")
+
+
+def _show(one: dict[str, Any]) -> None:
+    state = "" if one["enabled"] else " (disabled)"
+    print(f"{one['name']}{state}: {one['in_words']} UTC [{one['cron']}]")
+    for moment in one["next"]:
+        print(f"  {moment}")
+
+
+def say(message: str) -> None:
+    """Tell the person, on standard error."""
+    print(message, file=sys.stderr, flush=True)
