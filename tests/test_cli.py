@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+HEAVY = ("torch", "torchvision", "mlflow", "dvc", "numpy", "pandas", "matplotlib", "kfp", "boto3")
+STAGES = ("ingest", "prepare", "reference", "train", "evaluate", "register", "compare")
+REGISTRY = ("promote", "rollback", "history", "reproduce", "runs")
+
+# the command line in a process of its own, which then says which heavy packages it imported
+PROBE = f"""
+import sys
+from atelier.cli import main
+sys.argv = ["atelier", *sys.argv[1:]]
+try:
+    code = main()
+except SystemExit as stop:
+    code = stop.code
+print("imported:", [name for name in {HEAVY!r} if name in sys.modules])
+sys.exit(code)
+"""
+
+
+def atelier(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
+
+
+COMMANDS = (*STAGES, "sample", "models", *REGISTRY)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    result = atelier(*arguments)
+    assert result.returncode == 0
+    assert "Usage: atelier" in result.stdout
+    assert "imported: []" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trin"], "No such command 'trin'. Did you mean 'train'?"),
+        (["train"], "Missing argument 'RUN'"),
+        (["train", "mnist-cgn"], "runs has no 'mnist-cgn'; did you mean 'mnist-cgan'?"),
+        (["ingest", "mnst"], "datasets has no 'mnst'; did you mean 'mnist'?"),
+        (["train", "mnist-cgan", "--sets", "a=1"], "No such option '--sets'"),
+        (["train", "mnist-cgan", "--set", "a"], "--set a: write section.key=value"),
+        (["train", "mnist-cgan", "--root", "nowhere"], "--root nowhere: no such folder"),
+        (["compare", "--params", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["promote", "mnist-cgan", "--force"], "--force: give a --reason TEXT"),
+        (["promote", "mnist-cgan", "--to", "latest"], "'latest': letters, digits"),
+        (["promote", "mnist-cgan", "--set", "promote.better=1"], "promote.better: expected a list, found 1"),
+        (["promote", "mnist-cgan", "--set", "promote.at_most.fid=low"], "promote.at_most.fid: expected a number"),
+        (["sample", "models/x", "--out", "a.jpg"], "--out a.jpg: must end in .npz or .png"),
+        (["sample", "models/x", "--out", "a.png", "--n", "0"], "0 is not in the range x>=1"),
+    ],
+)
+def test_usage_errors_are_one_line_exit_2_and_import_nothing_heavy(arguments: list[str], message: str) -> None:
+    result = atelier(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "imported: []" in result.stdout
+
+
+def test_every_stage_of_dvc_yaml_is_a_command_of_the_same_name() -> None:
+    from ruamel.yaml import YAML
+
+    from atelier.cli import app
+    from atelier.params import Params
+
+    pipeline = YAML(typ="safe", pure=True).load((PROJECT / "dvc.yaml").read_text())
+    assert tuple(pipeline["stages"]) == STAGES
+    sections = {field.encode_name for field in msgspec.structs.fields(Params)}
+    for name, stage in pipeline["stages"].items():
+        definition = stage.get("do", stage)
+        assert definition["cmd"].split()[:2] == ["atelier", name]
+        assert name in app.commands
+        assert name in sections
