@@ -1,0 +1,169 @@
+"""The image as a cluster would run it: no root, nothing writable but its named places, no network, no capabilities."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from atelier.files import digest, read_json
+from atelier.training import checkpoints
+from image.conftest import PROJECT, Docker
+
+pytestmark = pytest.mark.docker
+
+NETWORKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")
+LOCKED_DOWN = (*NETWORKED, "--network", "none")
+IMAGE_USER = 10001
+PARAMS = """
+datasets: [mnist]
+runs:
+  mnist-cgan: {dataset: mnist, model: cgan, kimg: 6, batch: 50, width: 8, precision: fp32}
+ingest: {paths: {mnist: /input}}
+reference: {classifier_kimg: 2}
+train: {tick_kimg: 0.5, pictures: 3, checkpoint_seconds: 1}
+evaluate: {samples: 200, draws: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(docker: Docker, image: str, mnist_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with MNIST ingested and prepared by the image from mounted files."""
+    root = tmp_path_factory.mktemp("workspace")
+    (root / "params.yaml").write_text(PARAMS)
+    files = tmp_path_factory.mktemp("input")
+    shutil.copytree(mnist_files, files, dirs_exist_ok=True)
+    give_to_image_user(root)
+    give_to_image_user(files)
+    for stage in ("ingest", "prepare"):
+        run(docker, image, root, stage, "mnist", mounts=("-v", f"{files}:/input:ro"))
+    return root
+
+
+def give_to_image_user(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        shutil.chown(path, IMAGE_USER, IMAGE_USER)
+
+
+def run(docker: Docker, image: str, root: Path, *command: str, mounts: tuple[str, ...] = ()) -> None:
+    done = docker("run", "--rm", *LOCKED_DOWN, *mounts, "-v", f"{root}:/workspace", image, *command, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def in_image(docker: Docker, image: str, script: str) -> str:
+    return docker("run", "--rm", *LOCKED_DOWN, "--entrypoint", "sh", image, "-c", script).stdout
+
+
+def test_what_it_says_of_itself(docker: Docker, image: str) -> None:
+    described = json.loads(docker("image", "inspect", image).stdout)[0]["Config"]
+    assert described["Entrypoint"] == ["atelier"]
+    assert described["User"] == f"{IMAGE_USER}:{IMAGE_USER}"
+    assert described["Labels"]["org.opencontainers.image.revision"] == "abc123"
+    assert described["Labels"]["org.opencontainers.image.version"] == "0.1.0"
+    assert "Commands:" in docker("run", "--rm", *LOCKED_DOWN, image).stdout
+
+
+def test_the_packages_are_those_of_the_lock(docker: Docker, image: str) -> None:
+    listing = "from importlib.metadata import distributions as d; print(*(f'{p.name}=={p.version}' for p in d()))"
+    installed = {
+        re.sub(r"[-_.]+", "-", name.lower())
+        for name in in_image(docker, image, f'python -c "{listing}"').split()
+        if not name.startswith("atelier==")
+    }
+    lock = re.findall(r"^([a-z0-9][^ ;]*)(?: ; ([^\\\n]*))?", (PROJECT / "requirements.lock").read_text(), re.MULTILINE)
+    everywhere = {re.sub(r"[-_.]+", "-", pin) for pin, marker in lock if not marker.strip()}
+    sometimes = {re.sub(r"[-_.]+", "-", pin) for pin, marker in lock if marker.strip()}
+    assert everywhere <= installed
+    assert installed <= everywhere | sometimes
+
+
+def test_the_code_is_that_of_the_working_tree(docker: Docker, image: str) -> None:
+    listed = in_image(docker, image, "cd /opt/atelier && find atelier -name '*.py' | xargs sha256sum")
+    inside = {path: sha256 for sha256, path in (line.split() for line in listed.splitlines())}
+    # the last two are links in the package
+    folders = {"atelier": "src/atelier", "atelier/components": "components", "atelier/pipelines": "pipelines"}
+    here = {
+        f"{name}/{path.relative_to(PROJECT / folder)}": digest(path)
+        for name, folder in folders.items()
+        for path in (PROJECT / folder).rglob("*.py")
+    }
+    assert inside == here
+
+
+def test_nothing_in_it_can_be_changed_or_compiled(docker: Docker, image: str) -> None:
+    found = in_image(
+        docker,
+        image,
+        "find /opt /workspace /usr -xdev \\( -perm -g=w -o -perm -o=w \\) ! -type l -print -quit;"
+        "command -v gcc cc make git; find / -xdev -name '*.whl' -path '*cache*' -print -quit 2>/dev/null; true",
+    )
+    assert found == ""
+
+
+def test_it_is_small_for_what_it_holds(docker: Docker, image: str) -> None:
+    whole = int(docker("image", "inspect", "--format", "{{.Size}}", image).stdout)
+    packages = int(in_image(docker, image, "du -s --bytes /opt/packages").split()[0])
+    assert whole - packages <= 250e6
+
+
+def test_a_change_of_code_ships_little(docker: Docker, image: str) -> None:
+    layers = docker("history", "--format", "{{.CreatedBy}}\t{{.Size}}", "--human=false", image).stdout.splitlines()
+    names = [line.split("\t")[0] for line in layers]
+    code = next(index for index, name in enumerate(names) if "/opt/atelier" in name and "COPY" in name)
+    assert sum(int(line.split("\t")[1]) for line in layers[: code + 1]) < 5e6
+
+
+def test_the_stages_run_locked_down(docker: Docker, image: str, workspace: Path, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(workspace, root)
+    give_to_image_user(root)
+    quick = ("--set", "runs.mnist-cgan.kimg=2")
+    run(docker, image, root, "reference", "mnist")
+    run(docker, image, root, "train", "mnist-cgan", *quick)
+    run(docker, image, root, "evaluate", "mnist-cgan", *quick)
+    assert read_json(root / "reports" / "mnist-cgan" / "metrics.json")
+    assert (root / "models" / "mnist-cgan" / "config.json").stat().st_uid == IMAGE_USER
+
+
+def test_two_ranks_train_in_it(docker: Docker, image: str, workspace: Path, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(workspace, root)
+    give_to_image_user(root)
+    done = docker(
+        # torchrun has to find the host's own name, which a container without any network does not know
+        *("run", "--rm", *NETWORKED, "-v", f"{root}:/workspace"),
+        *("--entrypoint", "torchrun", image),
+        *("--standalone", "--nproc-per-node=2", "-m", "atelier", "train", "mnist-cgan"),
+        *("--set", "runs.mnist-cgan.kimg=1"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_json(root / "models" / "mnist-cgan" / "config.json")["world_size"] == 2
+
+
+def test_a_stopped_container_saves_and_the_next_goes_on(
+    docker: Docker, image: str, workspace: Path, tmp_path: Path
+) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for root in (stopped, whole):
+        shutil.copytree(workspace, root)
+        give_to_image_user(root)
+    name = docker("run", "-d", *LOCKED_DOWN, "-v", f"{stopped}:/workspace", image, "train", "mnist-cgan").stdout.strip()
+    try:
+        deadline = time.monotonic() + 120
+        while not list((stopped / "checkpoints").rglob(f"*{checkpoints.SUFFIX}")):
+            assert time.monotonic() < deadline, docker("logs", name).stderr
+            time.sleep(0.1)
+        docker("stop", "--time", "20", name)  # SIGTERM, and SIGKILL, which exits 137, after that
+        assert docker("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip() == "143"
+        assert not (stopped / "models" / "mnist-cgan").exists()
+    finally:
+        docker("rm", "--force", name)
+    for root in (stopped, whole):
+        run(docker, image, root, "train", "mnist-cgan")
+    weights = [read_json(root / "models" / "mnist-cgan" / "config.json")["weights_sha256"] for root in (stopped, whole)]
+    assert weights[0] == weights[1]
