@@ -1,0 +1,253 @@
+"""What each system reaches in equal wall-clock training time, as distances over seconds and over kimg.
+
+    python benchmarks/models.py --system cgan --dataset mnist --seed 0       # one training, about 300 s and its judging
+    python benchmarks/models.py --system cgan cvae baseline --dataset mnist --seed 0 1 2
+    python benchmarks/models.py --table                                       # what there is so far, as Markdown
+    python benchmarks/models.py --curves curves.png
+
+Each training is added to the results file when it ends and is left out when it is there already, so that a long
+series can be stopped and gone on with. Needs prepared data and the stage `reference` in the workspace (`--root`), and
+a machine with nothing else to do.
+
+The clock runs while steps are made and stands still while a snapshot is judged: 10,000 fakes against the test images
+in the features of the data set's classifier. Schedules are stretched over the time: after half of the seconds, a
+learning rate is what it is after half of `kimg`. `baseline` is the strongest public model found at this budget, a
+plain conditional GAN of dense layers with the least-squares loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from atelier.data.arrays import open_split
+from atelier.evaluation.distances import MomentsAccumulator
+from atelier.evaluation.reference import load_reference
+from atelier.files import read_json, write_json
+from atelier.models import MODELS, ImageShape, Model, build_networks
+from atelier.models.recipe import GanRecipe, Recipe
+from atelier.params import load_params
+from atelier.pictures import save_png, tile
+from atelier.sampler import Sampler
+from atelier.training.batches import TrainingImages
+from atelier.training.method import Method, build_method
+
+SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of the time
+FAKES = 10_000
+RESULTS = Path(__file__).with_name("models.json")
+BASELINE = Model(
+    recipe=GanRecipe(
+        kimg=660, batch=64, latent=100, width=128, loss="least-squares", generator_lr=2e-4, discriminator_lr=2e-4
+    ),
+    source="a plain conditional GAN of dense layers",
+    data_range="symmetric",
+    labels="required",
+)
+
+
+class BaselineGenerator(nn.Module):
+    """z and a learned embedding of the label → 128 → 256 → 512 → 1024 → an image."""
+
+    def __init__(self, shape: ImageShape) -> None:
+        super().__init__()
+        self.image = (shape.channels, shape.height, shape.width)
+        self.embedding = nn.Embedding(shape.classes, shape.classes)
+        layers: list[nn.Module] = [nn.Linear(100 + shape.classes, 128), nn.LeakyReLU(0.2)]
+        for width in (128, 256, 512):
+            layers += [nn.Linear(width, 2 * width), nn.BatchNorm1d(2 * width), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Linear(1024, shape.channels * shape.height * shape.width), nn.Tanh())
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        return self.layers(torch.cat([self.embedding(labels), noise], 1)).view(-1, *self.image)
+
+
+class BaselineDiscriminator(nn.Module):
+    """An image and a learned embedding of its label → 512 → 512 → 512 → one number."""
+
+    def __init__(self, shape: ImageShape) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shape.classes, shape.classes)
+        pixels = shape.channels * shape.height * shape.width
+        self.layers = nn.Sequential(
+            nn.Linear(pixels + shape.classes, 512),
+            nn.LeakyReLU(0.2),
+            nn.Linear(512, 512),
+            nn.Dropout(0.4),
+            nn.LeakyReLU(0.2),
+            nn.Linear(512, 512),
+            nn.Dropout(0.4),
+            nn.LeakyReLU(0.2),
+            nn.Linear(512, 1),
+        )
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.layers(torch.cat([images.flatten(1), self.embedding(labels)], 1)).squeeze(1)
+
+
+def build(system: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
+    if system == "baseline":
+        return {"generator": BaselineGenerator(shape), "discriminator": BaselineDiscriminator(shape)}
+    return build_networks(system, recipe, shape)
+
+
+class Judge:
+    """Distances of fakes to the test images in the features of the data set's classifier."""
+
+    def __init__(self, root: Path, dataset: str) -> None:
+        (self.real,) = load_reference(root, dataset, ["classifier"]).reals
+
+    def __call__(self, sampler: Sampler) -> dict[str, float]:
+        moments, recognised = MomentsAccumulator(), []
+        for images in sampler.stream(FAKES, seed=0):
+            features, classes = self.real.extractor(images)
+            moments.update(features)
+            assert classes is not None
+            recognised.append(classes)
+        judged = {"fd_classifier": self.real.distance_to(moments.moments())}
+        if (asked := sampler.labels(FAKES, None)) is not None:
+            judged["label_agreement"] = float((torch.cat(recognised).numpy() == asked).mean())
+        return judged
+
+
+def train(system: str, dataset: str, seed: int, seconds: float, root: Path, pictures: Path | None) -> dict[str, Any]:
+    """Train for `seconds`; returns what the results file says of it."""
+    entry = BASELINE if system == "baseline" else MODELS[system]
+    recipe = msgspec.structs.replace(entry.recipe, seed=seed)
+    runs = f"runs={{any: {{dataset: {dataset}, model: cgan}}}}"
+    about = load_params(root / "params.yaml", [f"datasets=[{dataset}]", runs]).dataset(dataset)
+    shape = ImageShape(about.side, about.side, about.channels, entry.classes(recipe, len(about.class_names)))
+    if shape.height % entry.side_multiple:
+        raise SystemExit(f"{system} needs a side that is a multiple of {entry.side_multiple}, not {about.side}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judge = Judge(root, dataset)
+    torch.manual_seed(seed)
+    method = build_method(entry, recipe, build(system, recipe, shape), shape.classes, device)
+    data = TrainingImages(open_split(root, dataset, "train"), entry.data_range == "symmetric", seed, device, 2 << 30)
+    if not shape.classes:
+        data.labels = None
+    config = {
+        "noise": recipe.noise,
+        "class_names": list(about.class_names) if shape.classes else [],
+        "data_range": entry.data_range,
+    }
+
+    points: list[dict[str, float]] = []
+    images, elapsed = 0, 0.0
+    for share in SNAPSHOTS:
+        elapsed, images = _steps_until(share * seconds, elapsed, images, seconds, method, data, recipe)
+        start = time.monotonic()
+        method.finish(lambda: data.in_order(500))
+        finishing = time.monotonic() - start
+        sampler = Sampler(method.sampling_network(), config)
+        points.append({"seconds": elapsed, "kimg": images / 1000, "finish_seconds": finishing} | judge(sampler))
+        print(f"{system} {dataset} seed {seed}: {json.dumps(points[-1])}", flush=True)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        save_png(pictures / f"{system}-{dataset}-{seed}.png", tile(sampler.draw(100, seed=0), columns=10))
+    return {
+        "system": system,
+        "dataset": dataset,
+        "seed": seed,
+        "seconds": seconds,
+        "images_per_second": images / elapsed,
+        "points": points,
+        "torch": str(torch.__version__),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _steps_until(
+    end: float, elapsed: float, images: int, seconds: float, method: Method, data: TrainingImages, recipe: Recipe
+) -> tuple[float, int]:
+    start = time.monotonic() - elapsed
+    while elapsed < end:
+        method.set_progress(recipe.kimg * elapsed / seconds)
+        figures = method.step(*data.batch(images, recipe.batch))
+        images += recipe.batch
+        if data.device.type == "cuda":
+            next(iter(figures.values())).item()  # wait for it
+        elapsed = time.monotonic() - start
+    return elapsed, images
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| system | data | seconds | images/s | kimg | fd_classifier, each seed | label agreement |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["dataset"], result["system"], result["seconds"]), []).append(result)
+    for (dataset, system, seconds), group in sorted(groups.items()):
+        last = [result["points"][-1] for result in group]
+        distances = ", ".join(f"{point['fd_classifier']:.2f}" for point in last)
+        agreements = ", ".join(f"{point['label_agreement']:.1%}" for point in last if "label_agreement" in point)
+        rate = sum(result["images_per_second"] for result in group) / len(group)
+        kimg = sum(point["kimg"] for point in last) / len(last)
+        figures = f"{seconds:g} | {rate:,.0f} | {kimg:.0f} | {distances} | {agreements or '–'}"
+        lines.append(f"| {system} | {dataset} | {figures} |")
+    return "\n".join(lines)
+
+
+def curves(results: list[dict[str, Any]], path: Path) -> None:
+    """Distance against seconds and against kimg, a row a data set."""
+    from matplotlib import pyplot
+
+    datasets = sorted({result["dataset"] for result in results})
+    figure, axes = pyplot.subplots(len(datasets), 2, squeeze=False, figsize=(12, 5 * len(datasets)))
+    for row, dataset in zip(axes, datasets, strict=True):
+        of_dataset = [result for result in results if result["dataset"] == dataset]
+        systems = sorted({result["system"] for result in of_dataset})
+        for axis, key in zip(row, ("seconds", "kimg"), strict=True):
+            for result in of_dataset:
+                axis.loglog(
+                    [point[key] for point in result["points"]],
+                    [point["fd_classifier"] for point in result["points"]],
+                    marker="o",
+                    color=f"C{systems.index(result['system'])}",
+                    label=result["system"] if result["seed"] == 0 else None,
+                )
+            axis.set(xlabel=f"{key} of training", ylabel="fd_classifier", title=dataset)
+            axis.legend()
+    figure.savefig(path, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--system", nargs="*", default=[], choices=[*MODELS, "baseline"], metavar="SYSTEM")
+    parser.add_argument("--dataset", nargs="*", default=["mnist"])
+    parser.add_argument("--seed", nargs="*", type=int, default=[0])
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--pictures", type=Path, help="a folder for a grid of each")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--curves", type=Path, metavar="PNG")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results: list[dict[str, Any]] = read_json(arguments.results) if arguments.results.exists() else []
+    done = {tuple(result[key] for key in ("system", "dataset", "seed", "seconds")) for result in results}
+    for dataset in arguments.dataset:
+        for seed in arguments.seed:
+            for system in arguments.system:
+                if (system, dataset, seed, arguments.seconds) in done:
+                    continue
+                results.append(train(system, dataset, seed, arguments.seconds, arguments.root, arguments.pictures))
+                write_json(arguments.results, results)
+    if arguments.table:
+        print(table(results))
+    if arguments.curves:
+        curves(results, arguments.curves)
+
+
+if __name__ == "__main__":
+    main()
