@@ -68,3 +68,14 @@ LABEL org.opencontainers.image.title="Atelier" \
     org.opencontainers.image.version="${VERSION}"
 ENTRYPOINT ["atelier"]
 CMD ["--help"]
+
+# a registered model behind HTTP: `docker build --target serving`; MLFLOW_TRACKING_URI says where the registry is
+FROM atelier AS serving
+EXPOSE 5001
+HEALTHCHECK --interval=30s --timeout=5s --start-period=2m \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:5001/ping', timeout=4)"]
+ENTRYPOINT ["mlflow", "models", "serve", "--env-manager=local", "--host=0.0.0.0", "--port=5001", "--workers=1"]
+CMD ["--help"]
+
+# what a build without --target gives
+FROM atelier

@@ -12,6 +12,6 @@ def close_runs(status: PipelineTaskFinalStatus) -> None:
     from pathlib import Path
 
     from atelier.origin import PIPELINE_RUN
-    from atelier.tracking import close_runs
+    from atelier.runs import close_pipeline_runs
 
-    print(f"{status.state}; MLflow runs closed: {close_runs(Path.cwd(), os.environ[PIPELINE_RUN])}")
+    print(f"{status.state}; MLflow runs closed: {close_pipeline_runs(Path.cwd(), os.environ[PIPELINE_RUN])}")

@@ -16,6 +16,8 @@ from atelier.tracking import client, experiment_id, tracking_uri
 from atelier.workspace import PLACE, place
 
 if TYPE_CHECKING:
+    from kfp.local import DockerRunner
+
     from atelier.params import Params
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -32,11 +34,12 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
         image: a container image; None for subprocesses.
 
     Raises:
-        InputError: if `out` holds something, or a container could not reach a source of data.
+        InputError: if `out` holds something, or a file or folder of `ingest.paths` is not there.
         AtelierError: if a stage fails or an output is missing.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out}: not empty; name a new folder or remove it")
+    from docker.errors import DockerException
     from kfp import local
 
     from atelier.pipelines.compiling import arguments
@@ -44,34 +47,41 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
 
     values = arguments(params)
     paths = values["ingest"]["paths"]
-    values["ingest"]["paths"] = {name: _reachable(name, where, root, image) for name, where in paths.items()}
+    values["ingest"]["paths"] = {name: _absolute(where, root) for name, where in paths.items()}
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     experiment_id(client(out), out)  # else the first stage makes it, with artifacts in its own short-lived folder
     environment = {PIPELINE_RUN: uuid.uuid4().hex, "MLFLOW_TRACKING_URI": tracking_uri(out)}
-    if image:
-        # the image's own entry point is `atelier`; a task brings a whole command
-        runner = local.DockerRunner(user=f"{os.getuid()}:{os.getgid()}", entrypoint="env")
-    else:
-        runner = local.SubprocessRunner(use_venv=False)
+    runner = _docker(values["ingest"]["paths"]) if image else local.SubprocessRunner(use_venv=False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
             build(image or "python", volume=False, retries=0, environment=environment)(**values)
-    except RuntimeError as error:
+    except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)
     _require_outputs(params, out)
     return out
 
 
-def _reachable(dataset: str, where: str, root: Path, image: str | None) -> str:
-    if "://" in where:
-        return where
-    if image:
-        raise InputError(f"ingest.paths.{dataset}: {where} is not in the container; give s3:// or kaggle://")
-    return str((root / Path(where).expanduser()).resolve())
+def _absolute(where: str, root: Path) -> str:
+    """A file or folder by its absolute path, which it has in a container too; other sources as they are."""
+    return where if "://" in where else str((root / Path(where).expanduser()).resolve())
+
+
+def _docker(paths: dict[str, str]) -> DockerRunner:
+    """Containers as this user, which see the user's own data where they are."""
+    from docker.types import Mount
+    from kfp import local
+
+    own = {name: where for name, where in paths.items() if "://" not in where}
+    for name, where in own.items():
+        if not Path(where).exists():
+            raise InputError(f"ingest.paths.{name}: {where}: no such file or folder")
+    mounts = [Mount(where, where, type="bind", read_only=True) for where in own.values()]
+    # the image's own entry point is `atelier`; a task brings a whole command
+    return local.DockerRunner(user=f"{os.getuid()}:{os.getgid()}", entrypoint="env", mounts=mounts)
 
 
 def _place_artifacts(out: Path) -> None:

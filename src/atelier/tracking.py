@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json, write_json
-from atelier.origin import PIPELINE_RUN_TAG, data_input, origin_tags, process_tags
+from atelier.origin import data_input, origin_tags, process_tags
 from atelier.training.journal import read_journal
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "atelier"
 LINES_PER_BATCH = 100  # MLflow takes 1,000 figures a call; its step is the number of images seen
 POLL_SECONDS = 2.0
+LOCK_SECONDS = 60  # how long a process waits for others that write to the same SQLite file; Python's default is 5
 MACHINE_SECONDS = 10.0  # between two looks at processor, memory, disk, network and GPU
 
 
@@ -67,11 +68,16 @@ def client(root: Path) -> MlflowClient:
     uri = tracking_uri(root)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         _make_embedded_store(root.resolve() / "mlflow.db")
-    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    uri, registry_uri = (_patient(each) for each in (uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri))
     with _environment_kept("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(registry_uri)
     return mlflow.MlflowClient()
+
+
+def _patient(uri: str) -> str:
+    """An SQLite file that others write to is waited for; other stores wait by themselves."""
+    return f"{uri}?timeout={LOCK_SECONDS}" if uri.startswith("sqlite:") and "?" not in uri else uri
 
 
 def ensure_registered_model(mlflow_client: MlflowClient, name: str, description: str | None = None) -> None:
@@ -326,16 +332,3 @@ def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, tim
         mlflow_client = client(root)
         send_journal(mlflow_client, run_id, journal, timing, lines_sent(mlflow_client, run_id, journal))
     return run_id
-
-
-def close_runs(root: Path, pipeline_run: str) -> int:
-    """End what a Kubeflow run left RUNNING, such as a training killed for memory; returns how many there were."""
-    mlflow_client = client(root)
-    experiment = mlflow_client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return 0
-    condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}' and attributes.status = 'RUNNING'"
-    left = mlflow_client.search_runs([experiment.experiment_id], condition)
-    for run in left:
-        mlflow_client.set_terminated(run.info.run_id, status="KILLED")
-    return len(left)

@@ -14,6 +14,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 BASE = "python:3.11-slim-bookworm"
 MADE_BASE = "python3,python3-venv,python3-pip,ca-certificates"
+REVISION = ("--build-arg", "REVISION=abc123", "--build-arg", "VERSION=0.1.0")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -95,8 +96,7 @@ def image(docker: Docker, base: str) -> Iterator[str]:
     """The image of the working tree."""
     tag = f"atelier-test:{os.getpid()}"
     built = docker(
-        *("build", "--build-arg", f"BASE={base}", "--build-arg", "REVISION=abc123", "--build-arg", "VERSION=0.1.0"),
-        *("--tag", tag, PROJECT),
+        *("build", "--build-arg", f"BASE={base}", *REVISION, "--tag", tag, PROJECT),
         check=False,
     )
     assert built.returncode == 0, built.stderr[-2000:]

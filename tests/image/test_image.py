@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atelier.files import digest, read_json
+from atelier.sampler import Sampler
 from atelier.training import checkpoints
-from image.conftest import PROJECT, Docker
+from image.conftest import PROJECT, REVISION, Docker
 
 pytestmark = pytest.mark.docker
 
@@ -26,7 +31,7 @@ runs:
 ingest: {paths: {mnist: /input}}
 reference: {classifier_kimg: 2}
 train: {tick_kimg: 0.5, pictures: 3, checkpoint_seconds: 1}
-evaluate: {samples: 200, draws: 2}
+evaluate: {samples: 200, draws: 2, manifold_samples: 200, memorisation_samples: 20, accuracy_kimg: 1}
 """
 
 
@@ -117,16 +122,66 @@ def test_a_change_of_code_ships_little(docker: Docker, image: str) -> None:
     assert sum(int(line.split("\t")[1]) for line in layers[: code + 1]) < 5e6
 
 
-def test_the_stages_run_locked_down(docker: Docker, image: str, workspace: Path, tmp_path: Path) -> None:
-    root = tmp_path / "workspace"
+@pytest.fixture(scope="module")
+def registered(docker: Docker, image: str, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after every stage, each in a locked-down container."""
+    root = tmp_path_factory.mktemp("registered") / "workspace"
     shutil.copytree(workspace, root)
     give_to_image_user(root)
     quick = ("--set", "runs.mnist-cgan.kimg=2")
     run(docker, image, root, "reference", "mnist")
-    run(docker, image, root, "train", "mnist-cgan", *quick)
-    run(docker, image, root, "evaluate", "mnist-cgan", *quick)
-    assert read_json(root / "reports" / "mnist-cgan" / "metrics.json")
-    assert (root / "models" / "mnist-cgan" / "config.json").stat().st_uid == IMAGE_USER
+    for stage in ("train", "evaluate", "register"):
+        run(docker, image, root, stage, "mnist-cgan", *quick)
+    run(docker, image, root, "compare", *quick)
+    return root
+
+
+def test_every_stage_runs_locked_down(registered: Path) -> None:
+    assert read_json(registered / "reports" / "mnist-cgan" / "metrics.json")
+    assert read_json(registered / "registry" / "mnist-cgan.json")["uri"] == "models:/mnist-cgan/1"
+    assert (registered / "reports" / "index.html").stat().st_uid == IMAGE_USER
+
+
+DRAW = """
+import json, urllib.request
+body = json.dumps({"dataframe_records": [{"n": 2, "label": 3, "seed": 5}]}).encode()
+asked = urllib.request.Request("http://127.0.0.1:5001/invocations", body, {"Content-Type": "application/json"})
+print(json.dumps(json.load(urllib.request.urlopen(asked))["predictions"]))
+"""
+
+
+def test_a_registered_model_is_served_and_says_when_it_is_well(docker: Docker, base: str, registered: Path) -> None:
+    serving = f"atelier-test-serving:{os.getpid()}"
+    docker("build", "--build-arg", f"BASE={base}", *REVISION, "--target", "serving", "--tag", serving, PROJECT)
+    store = ("-e", "MLFLOW_TRACKING_URI=sqlite:////workspace/mlflow.db")
+    often = ("--health-interval", "1s")
+    mounted = ("-v", f"{registered}:/workspace")
+    started = docker("run", "-d", *LOCKED_DOWN, *often, *store, *mounted, serving, "--model-uri=models:/mnist-cgan/1")
+    name = started.stdout.strip()
+    try:
+        deadline = time.monotonic() + 120
+        while (health := docker("inspect", "--format", "{{.State.Health.Status}}", name).stdout.strip()) != "healthy":
+            assert time.monotonic() < deadline, (health, docker("logs", name).stderr)
+            time.sleep(0.2)
+        drawn = json.loads(docker("exec", name, "python", "-c", DRAW).stdout)
+    finally:
+        docker("rm", "--force", name)
+        docker("image", "rm", "--force", serving)
+    expected = Sampler.load(registered / "models" / "mnist-cgan").draw(2, 5, np.full(2, 3))
+    # other processors round other ways
+    assert np.abs(np.array(drawn) - expected.astype(int)).max() <= 1
+
+
+def test_kubeflows_docker_runner_runs_the_pipeline_in_it(
+    docker: Docker, image: str, mnist_files: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    quick = PARAMS.replace("kimg: 6", "kimg: 1").replace("/input", str(mnist_files))
+    (tmp_path / "params.yaml").write_text(quick)
+    command = [sys.executable, "-m", "atelier", "pipeline", "run", "--docker", "--image", image, "--out", "kubeflow"]
+    engine = {name: value for name, value in docker.environment.items() if name == "DOCKER_HOST"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment | engine, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert read_json(tmp_path / "kubeflow" / "registry" / "mnist-cgan.json")["uri"] == "models:/mnist-cgan/1"
 
 
 def test_two_ranks_train_in_it(docker: Docker, image: str, workspace: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from atelier.errors import AtelierError
 from atelier.params import Promote
+from atelier.registry.history import alias_version, history_name
 from atelier.registry.lineage import METRICS_TAG
-from atelier.registry.promote import promote
+from atelier.registry.promote import promote, read
 from atelier.tracking import client, ensure_registered_model
 
 
@@ -40,13 +41,14 @@ def add_version(root: Path, name: str, metrics: dict[str, Any] | None) -> int:
     return int(version.version)
 
 
-def promote_at_once(root: Path, name: str, versions: list[int], uri: str | None = None) -> list[str]:
+def promote_at_once(root: Path, name: str, versions: list[int], server: dict[str, str] | None = None) -> list[str]:
     """Promote these versions, each in a process of its own, all starting together; what each was told."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "atelier.registry.promote"])
     barrier, answers = context.Barrier(len(versions)), context.Queue()
     processes = [
-        context.Process(target=_promote, args=(root, name, version, uri, barrier, answers)) for version in versions
+        context.Process(target=_promote, args=(root, name, version, server or {}, barrier, answers))
+        for version in versions
     ]
     for process in processes:
         process.start()
@@ -56,9 +58,23 @@ def promote_at_once(root: Path, name: str, versions: list[int], uri: str | None 
     return told
 
 
-def _promote(root: Path, name: str, version: int, uri: str | None, barrier: Barrier, answers: Queue[str]) -> None:
-    if uri is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = uri
+def assert_one_champion(root: Path, name: str, told: list[str]) -> None:
+    """Promotions at once made one champion, a complete history, and everybody knows where they stand."""
+    history = read(name, "champion", root)
+    # who read the history after the first promotion judged against that champion; all others were told
+    assert told.count("promoted") == len(history.effective) >= 1, told
+    assert alias_version(client(root), name, "champion") == history.champion
+    assert all("came first" in answer or "is not promoted" in answer for answer in told if answer != "promoted"), told
+    assert len({change.id for change in history.changes}) == len(history.changes)
+    assert {c.version for c in history.changes if c.number in history.effective} == set(history.champions)
+    log = client(root).search_model_versions(f"name='{history_name(name, 'champion')}'")
+    assert sorted(int(v.version) for v in log) == list(range(1, len(history.changes) + 1))
+
+
+def _promote(
+    root: Path, name: str, version: int, server: dict[str, str], barrier: Barrier, answers: Queue[str]
+) -> None:
+    os.environ.update(server)  # the forkserver may have begun before there was one
     client(root).search_registered_models()  # connected before the start
     barrier.wait()
     try:

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from registries import add_version, promote_at_once, report
+from registries import add_version, assert_one_champion, promote_at_once, report
 
 from atelier.errors import AtelierError, InputError
 from atelier.params import Promote
 from atelier.registry.gates import judge
-from atelier.registry.history import Change, alias_version, append, history_name, read_history, replay
+from atelier.registry.history import Change, alias_version, append, read_history, replay
 from atelier.registry.promote import promote, read, rollback
 from atelier.tracking import client
 
@@ -137,19 +137,7 @@ def test_sixteen_processes_at_once_make_one_champion(root: Path) -> None:
     for mean in range(100, 84, -1):
         add_version(root, "digits", report(float(mean)))
     told = promote_at_once(root, "digits", list(range(1, 17)))
-    history = read("digits", "champion", root)
-    # who read the history after the first promotion judged against that champion; all others were told
-    assert told.count("promoted") == len(history.effective) >= 1
-    assert champion(root) == history.champion
-    assert all("came first" in answer or "is not promoted" in answer for answer in told if answer != "promoted")
-    assert len({change.id for change in history.changes}) == len(history.changes)
-    assert {change.version for change in history.changes if change.number in history.effective} == set(
-        history.champions
-    )
-    numbers = [
-        int(v.version) for v in client(root).search_model_versions(f"name='{history_name('digits', 'champion')}'")
-    ]
-    assert sorted(numbers) == list(range(1, len(history.changes) + 1))
+    assert_one_champion(root, "digits", told)
 
 
 CHANGE = Change(1, "", "promote", 1, 0, None, "", "", "", False, [])

@@ -1,0 +1,161 @@
+"""The three uses of a registry on the workspace's SQLite file and on MLflow before PostgreSQL and S3."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from registries import add_version, assert_one_champion, promote_at_once, report
+
+from atelier.errors import AtelierError
+from atelier.evaluation.compare import compare
+from atelier.evaluation.evaluate import evaluate
+from atelier.files import read_json
+from atelier.params import Promote, load_params
+from atelier.registry.history import alias_version
+from atelier.registry.promote import promote, read, rollback
+from atelier.registry.register import register
+from atelier.registry.sample import sample
+from atelier.tracking import client
+from atelier.training.train import train
+from small_trainings import children, free_port
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "server.py"
+NAME = "mnist-cvae"
+pytestmark = pytest.mark.processes
+
+
+class TeamServer:
+    """A running `deploy/server.py`, and what `client.env` tells its clients."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.port = folder, free_port()
+        self.environment = {key: value for key, value in environment.items() if not key.startswith("AWS_")}
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, str(SCRIPT), "--folder", str(self.folder), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said.startswith(f"MLflow at http://127.0.0.1:{self.port}"), (said, self.process.poll())
+        lines = shlex.split((self.folder / "client.env").read_text(), comments=True)
+        self.client = dict(line.split("=", 1) for line in lines if line != "export")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=60)
+
+    def object_store(self) -> int:
+        """The process id of its S3 server."""
+        (found,) = (pid for pid in children(self.process) if "weed" in Path(f"/proc/{pid}/cmdline").read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[TeamServer]:
+    running = TeamServer(tmp_path_factory.mktemp("server"), environment)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workspace's own store, and the server as a client without keys of the object store sees it."""
+    if request.param == "server":
+        become_client(request.getfixturevalue("server"), monkeypatch)
+
+
+def become_client(server: TeamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.client.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("any_store")
+def test_from_training_to_promotion_and_back(trained: Path, tmp_path: Path) -> None:
+    for version, kimg in enumerate((0.3, 2.0, 0.2), start=1):
+        params = load_params(trained / "params.yaml", (f"runs.{NAME}.kimg={kimg}",))
+        train(NAME, params, trained, print)
+        evaluate(NAME, params, trained, print)
+        register(NAME, params, trained, print)
+        assert read_json(trained / "registry" / f"{NAME}.json")["uri"] == f"models:/{NAME}/{version}"
+    gates = Promote(at_most={})
+    for version in (1, 2):
+        promote(NAME, version, "champion", gates, trained, print)
+    with pytest.raises(AtelierError, match=rf"models:/{NAME}/3 is not promoted: fd_classifier .* better than"):
+        promote(NAME, None, "champion", gates, trained, print)
+    assert rollback(NAME, "champion", trained, print) == 1
+    assert alias_version(client(trained), NAME, "champion") == 1
+    assert [(c.action, c.version) for c in read(NAME, "champion", trained).changes] == [
+        *(("promote", 1), ("promote", 2), ("rollback", 1)),
+    ]
+    sample(f"models:/{NAME}@champion", 10, 0, None, tmp_path / "digits.png", trained)
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    register("mnist-cgan", params, trained, print)
+    compare(params, trained, print)
+    assert f"models:/{NAME}/3" in (trained / "reports" / "index.html").read_text()
+
+
+def test_sixteen_clients_at_once_make_one_champion(
+    server: TeamServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become_client(server, monkeypatch)
+    for mean in range(100, 84, -1):
+        add_version(tmp_path, "digits", report(float(mean)))
+    told = promote_at_once(tmp_path, "digits", list(range(1, 17)), server.client)
+    assert_one_champion(tmp_path, "digits", told)
+
+
+def test_strangers_and_other_names_are_refused(
+    server: TeamServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become_client(server, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed")
+    with pytest.raises(AtelierError, match=r"^MLflow at http://127\.0\.0\.1:\d+: [^\n]*(401|not authenticated)[^\n]*$"):
+        promote("digits", None, "champion", Promote(), tmp_path, print)
+    address = server.client["MLFLOW_TRACKING_URI"]
+    answer = requests.get(f"{address}/health", headers={"Host": "elsewhere.example"}, timeout=60)
+    assert answer.status_code == 403
+    assert requests.get(f"{address}/api/2.0/mlflow/registered-models/search", timeout=60).status_code == 401
+
+
+def test_what_fails_on_the_way_makes_nothing_and_can_be_repeated(
+    server: TeamServer, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become_client(server, monkeypatch)
+    params = load_params(trained / "params.yaml", ("register.prefix=later-",))
+    name = "later-mnist-cgan"
+
+    os.kill(server.object_store(), signal.SIGKILL)
+    with pytest.raises(AtelierError, match=r"^MLflow at http://127\.0\.0\.1:\d+: [^\n]*$"):
+        register("mnist-cgan", params, trained, print)
+    assert client(trained).search_model_versions(f"name = '{name}'") == []
+
+    server.stop()
+    for patient in ("refused", "stalled"):
+        with socket.socket() as silent:  # it takes connections and never answers
+            silent.bind(("127.0.0.1", server.port))
+            if patient == "stalled":
+                silent.listen()
+                monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+            with pytest.raises(AtelierError, match=r"^MLflow at http://127\.0\.0\.1:\d+: [^\n]*$"):
+                register("mnist-cgan", params, trained, print)
+            with pytest.raises(AtelierError, match=r"^MLflow at http://127\.0\.0\.1:\d+: [^\n]*$"):
+                promote(name, None, "champion", Promote(), trained, print)
+        assert not (trained / "registry").exists()
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    server.start()
+    register("mnist-cgan", params, trained, print)
+    promote(name, None, "champion", Promote(at_most={}), trained, print)
+    assert alias_version(client(trained), name, "champion") == 1
