@@ -159,10 +159,19 @@ def settle(mlflow_client: MlflowClient, name: str, alias: str) -> History:
     Whoever sets it last reads the history once more and finds nothing new, so that what stays is what the history
     says; a process killed before that leaves it to the next command.
     """
+    from mlflow.exceptions import MlflowException
+
     history = read_history(mlflow_client, name, alias)
     while history.changes:
-        if alias_version(mlflow_client, name, alias) != history.champion:
-            mlflow_client.set_registered_model_alias(name, alias, str(history.champion))
+        before = alias_version(mlflow_client, name, alias)
+        if before != history.champion:
+            try:
+                mlflow_client.set_registered_model_alias(name, alias, str(history.champion))
+            except MlflowException:
+                # of those who set it for the first time at once, MLflow fails all but one
+                if before is not None or alias_version(mlflow_client, name, alias) is None:
+                    raise
+                continue
         again = read_history(mlflow_client, name, alias)
         if again == history:
             break
