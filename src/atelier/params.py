@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from atelier.data.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, Model
 from atelier.models.recipe import Count, NotNegative, Positive, Recipe, Seed, Share
-
-T = TypeVar("T")
-PLAIN_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a section",
-}
+from atelier.yaml_input import apply_override, convert, nearest, read_yaml
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -154,13 +140,13 @@ class Params(Section, frozen=True, kw_only=True):
     def run(self, name: str) -> Run:
         """Resolve one run; an unknown name is an `InputError`."""
         if name not in self.runs:
-            raise InputError(f"params.yaml: runs has no '{name}'{_nearest(name, self.runs)}")
+            raise InputError(f"params.yaml: runs has no '{name}'{nearest(name, self.runs)}")
         return _resolve(name, self.runs[name], self.prepare.sets)
 
     def dataset(self, name: str) -> DatasetInfo:
         """Look up one data set of `datasets`; an unknown name is an `InputError`."""
         if name not in self.datasets:
-            raise InputError(f"params.yaml: datasets has no '{name}'{_nearest(name, self.datasets)}")
+            raise InputError(f"params.yaml: datasets has no '{name}'{nearest(name, self.datasets)}")
         return _describe(name, self.prepare.sets, "params.yaml: datasets")
 
     def automatic_extractor(self, dataset: str) -> str:
@@ -184,20 +170,20 @@ def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
     Raises:
         InputError: naming the file, the key and what to do.
     """
-    raw = _read_yaml(file)
+    raw = read_yaml(file)
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     # entries with names of the user's choice go first: an error inside the whole would not say which it was in
     for name, settings in _entries(raw, "prepare", "sets"):
-        _convert(settings, SetSettings, file.name, "prepare", "sets", name)
+        convert(settings, SetSettings, file.name, "prepare", "sets", name)
     for name, path in _entries(raw, "ingest", "paths"):
-        _convert(path, str, file.name, "ingest", "paths", name)
+        convert(path, str, file.name, "ingest", "paths", name)
     for key in ("at_most", "at_least"):
         for name, limit in _entries(raw, "promote", key):
-            _convert(limit, float, file.name, "promote", key, name)
+            convert(limit, float, file.name, "promote", key, name)
     for name, entry in _entries(raw, "runs"):
-        _convert(entry, dict[str, Any], file.name, "runs", name)
-    params = _convert(raw, Params, file.name)
+        convert(entry, dict[str, Any], file.name, "runs", name)
+    params = convert(raw, Params, file.name)
     sets = params.prepare.sets
     for name in sets:
         if not _is_name(name):
@@ -224,44 +210,6 @@ def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
     return params
 
 
-def _yaml() -> YAML:
-    """YAML 1.2 as DVC reads it: `4e-4` is a number, a key given twice is an error."""
-    return YAML(typ="safe", pure=True)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        raw = _yaml().load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
-    return raw
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"--set {override}: write section.key=value")
-    *path, last = key.split(".")
-    section: Any = raw
-    for part in path:
-        section = section.setdefault(part, {}) if isinstance(section, dict) else None
-    if not isinstance(section, dict):
-        raise InputError(f"--set {override}: '{'.'.join(path)}' is a value, not a section")
-    try:
-        section[last] = _yaml().load(text)
-    except YAMLError:
-        raise InputError(f"--set {override}: '{text}' is not a YAML value") from None
-
-
 def _is_name(name: str) -> bool:
     """Names become names of folders."""
     return name != "" and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
@@ -270,7 +218,7 @@ def _is_name(name: str) -> bool:
 def _describe(name: str, sets: Mapping[str, SetSettings], where: str, file: str = "params.yaml") -> DatasetInfo:
     info = describe(name, sets.get(name), f"{file}: prepare.sets.{name}")
     if info is None:
-        raise InputError(f"{where}: unknown data set '{name}'{_nearest(name, {**DATASETS, **sets})}")
+        raise InputError(f"{where}: unknown data set '{name}'{nearest(name, [*DATASETS, *sets])}")
     return info
 
 
@@ -278,13 +226,13 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
     where = f"{file}: runs.{name}"
     if not _is_name(name):
         raise InputError(f"{where}: a run's name may hold letters, digits, '-' and '_' only")
-    chosen = _convert(entry, RunEntry, file, "runs", name)
+    chosen = convert(entry, RunEntry, file, "runs", name)
     info = _describe(chosen.dataset, sets, f"{where}.dataset", file)
     if chosen.model not in MODELS:
-        raise InputError(f"{where}.model: unknown model '{chosen.model}'{_nearest(chosen.model, MODELS)}")
+        raise InputError(f"{where}.model: unknown model '{chosen.model}'{nearest(chosen.model, MODELS)}")
     model = MODELS[chosen.model]
     changes = {key: value for key, value in entry.items() if key not in RunEntry.__struct_fields__}
-    recipe = _convert(msgspec.structs.asdict(model.recipe) | changes, type(model.recipe), file, "runs", name)
+    recipe = convert(msgspec.structs.asdict(model.recipe) | changes, type(model.recipe), file, "runs", name)
     run = Run(name, chosen.dataset, info, chosen.model, recipe)
     if info.side % model.side_multiple:
         raise InputError(
@@ -295,6 +243,9 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
         raise InputError(
             f"{where}: model '{chosen.model}' needs labels and '{chosen.dataset}' has none; choose another model"
         )
+    if entry.get("labels") is True and not run.shape.classes:
+        what = f"model '{chosen.model}'" if model.labels == "unused" else f"data set '{chosen.dataset}'"
+        raise InputError(f"{where}.labels: {what} has no labels; leave it out")
     return run
 
 
@@ -304,47 +255,3 @@ def _entries(raw: Mapping[str, Any], *path: str) -> list[tuple[str, Any]]:
     for part in path:
         section = section.get(part) if isinstance(section, Mapping) else None
     return [(str(name), value) for name, value in section.items()] if isinstance(section, Mapping) else []
-
-
-def _convert(value: Any, kind: type[T], file: str, *path: str) -> T:
-    """Validate what stands at `path` of a file; the first thing wrong is one line with its full key."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
-    inner = [part for part in re.split(r"[.\[\]`]+", place) if part]
-    if unknown := re.search(r"unknown field `(.*)`", message):
-        valid = [field.encode_name for field in msgspec.structs.fields(_type_at(kind, inner))]
-        raise InputError(f"{file}: {'.'.join([*path, *inner, unknown[1]])}: unknown key{_nearest(unknown[1], valid)}")
-    if missing := re.search(r"missing required field `(.*)`", message):
-        raise InputError(f"{file}: {'.'.join([*path, *inner, missing[1]])}: missing; add it")
-    found = value
-    for part in inner:
-        found = found[int(part) if isinstance(found, list) else part]
-    problem = f"{file}: {'.'.join([*path, *inner])}: "
-    if message.startswith("Invalid enum value"):
-        raise InputError(f"{problem}cannot be {found!r}{_nearest(str(found), get_args(_type_at(kind, inner)))}")
-    if not message.startswith("Expected"):  # values that contradict one another
-        raise InputError(f"{file}: {'.'.join([*path, message])}")
-    expected = message.removeprefix("Expected ").partition(", got")[0]
-    words = re.sub(r"`([a-z]+)( \| null)?`", lambda match: PLAIN_WORDS.get(match[1], match[1]), expected)
-    raise InputError(f"{problem}expected {words}, found {found!r}")
-
-
-def _type_at(kind: Any, path: Iterable[str]) -> Any:
-    """The type of what stands at `path` below a value of type `kind`, without its bounds and without None."""
-    for part in path:
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            kind = next(field.type for field in msgspec.structs.fields(kind) if field.encode_name == part)
-        else:
-            kind = get_args(kind)[-1]  # of a list's or a mapping's entries
-        while get_origin(kind) in (Annotated, Union, UnionType):
-            kind = get_args(kind)[0]
-    return kind
-
-
-def _nearest(word: str, valid: Any) -> str:
-    """Name the closest valid word, or all of them."""
-    names = [str(name) for name in valid]
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(sorted(names))}"
