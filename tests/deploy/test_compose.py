@@ -1,0 +1,56 @@
+"""compose.yaml starts what deploy/ starts, and holds no secret. The services themselves are started by deploy/server.py
+in integration/test_team_server.py: their images cannot be pulled where the tests run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return dict(yaml.safe_load((PROJECT / "compose.yaml").read_text())["services"])
+
+
+def container(base: str, kind: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The container of a workload in deploy/base, and what is plain in its environment."""
+    objects = yaml.safe_load_all((PROJECT / "deploy" / "base" / base / f"{base}.yaml").read_text())
+    (workload,) = (one for one in objects if one["kind"] == kind)
+    (found,) = workload["spec"]["template"]["spec"]["containers"]
+    return found, {one["name"]: one["value"] for one in found["env"] if "value" in one}
+
+
+def test_the_database_is_that_of_the_cluster(services: dict[str, Any]) -> None:
+    there, environment = container("postgres", "StatefulSet")
+    here = services["postgres"]
+    assert here["image"] == there["image"]
+    assert environment.items() <= here["environment"].items()
+    assert here["healthcheck"]["test"][1:] == there["readinessProbe"]["exec"]["command"]
+
+
+def test_mlflow_is_that_of_the_cluster(services: dict[str, Any]) -> None:
+    there, environment = container("mlflow", "Deployment")
+    here = services["mlflow"]
+    assert here["entrypoint"] == there["command"]
+    assert environment.items() <= here["environment"].items()
+    (settings,) = (
+        one["data"]
+        for one in yaml.safe_load_all((PROJECT / "deploy/base/mlflow/mlflow.yaml").read_text())
+        if one["kind"] == "ConfigMap"
+    )
+    assert settings.items() <= here["environment"].items()
+    assert {one["name"] for one in there["env"]} <= set(here["environment"])
+
+
+def test_secrets_come_from_outside_and_nothing_listens_to_the_network(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        for variable, value in service["environment"].items():
+            if "PASSWORD" in variable or "SECRET" in variable:
+                assert value.startswith("${"), f"{name}: {variable}"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
