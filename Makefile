@@ -25,6 +25,7 @@ lint: setup
 	ruff format --check .
 	ruff check .
 	mypy
+	hadolint Dockerfile
 
 # MLflow before PostgreSQL and S3, with users; what it keeps is in .server/
 server: setup
