@@ -13,13 +13,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from atelier import tracking
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
-from atelier.tracking import Feed, client, finish_run, recorded_run_id
+from atelier.tracking import Feed, client, finish_run
 from small_trainings import figures_in_journal, figures_in_mlflow
 
 PARAMS = {"dataset": "mnist", "batch": 32}
@@ -33,6 +35,11 @@ class Training:
         self.folder = folder
         self.journal, self.timing = folder / "journal.jsonl", folder / "timing.jsonl"
         self.lines = 0
+
+    @property
+    def run_id(self) -> str | None:
+        record = self.folder / "mlflow.json"
+        return read_json(record)["run_id"] if record.is_file() else None
 
     def write(self, lines: int) -> None:
         for _ in range(lines):
@@ -113,7 +120,7 @@ def test_killed_training_goes_on_in_its_run(training: Training) -> None:
 def test_hard_killed_training_goes_on_in_its_run(training: Training) -> None:
     training.write(5)
     first = training.feed()
-    while not training.folder.joinpath("mlflow.json").is_file():
+    while training.run_id is None:
         time.sleep(0.01)
     first.given_up.set()  # it neither sends what is left nor ends the run
     first.ended.set()
@@ -125,26 +132,43 @@ def test_hard_killed_training_goes_on_in_its_run(training: Training) -> None:
     assert_complete(training)
 
 
+def test_a_run_whose_making_was_not_heard_of_is_found_again(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = MlflowClient.create_run
+    failures = iter([True, False])
+
+    def made_and_lost(*arguments: Any, **options: Any) -> Any:
+        run = make(*arguments, **options)
+        if next(failures):
+            raise ConnectionError("connection reset")
+        return run
+
+    monkeypatch.setattr("mlflow.MlflowClient.create_run", made_and_lost)
+    training.write(5)
+    training.feed().end("FINISHED", 60)
+    assert_complete(training)
+
+
 def test_a_line_sent_twice_is_there_once(training: Training) -> None:
     training.write(5)
     training.feed().end("RUNNING", 60)
-    run_id = read_json(training.folder / "mlflow.json")["run_id"]
-    tracking.send_journal(client(training.folder.parent), run_id, training.journal, training.timing, sent=0)
+    tracking.send_journal(client(training.folder.parent), training.run_id, training.journal, training.timing, sent=0)
     assert_complete(training, "RUNNING")
 
 
 def test_another_training_gets_another_run(training: Training) -> None:
     training.write(2)
     training.feed("one").end("KILLED", 60)
-    first = recorded_run_id(training.folder / "mlflow.json")
+    first = training.run_id
     training.feed("another").end("FINISHED", 60)
-    assert recorded_run_id(training.folder / "mlflow.json") != first
+    assert training.run_id != first
 
 
 def test_deleted_run_is_replaced(training: Training) -> None:
     training.write(2)
     training.feed().end("KILLED", 60)
-    client(training.folder.parent).delete_run(recorded_run_id(training.folder / "mlflow.json"))
+    client(training.folder.parent).delete_run(training.run_id)
     training.write(2)
     training.feed().end("FINISHED", 60)
     assert_complete(training)
@@ -156,7 +180,7 @@ def test_run_given_by_the_environment_is_used(training: Training, monkeypatch: p
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     training.write(2)
     training.feed().end("FINISHED", 60)
-    assert recorded_run_id(training.folder / "mlflow.json") == run.info.run_id
+    assert training.run_id == run.info.run_id
     assert_complete(training)
 
 
@@ -304,9 +328,9 @@ def test_register_sends_what_a_training_could_not(training: Training, monkeypatc
     assert not feed.complete
     feed.join(60)
     with pytest.raises(AtelierError, match=r"MLflow at http://127.0.0.1:9: "):
-        finish_run(training.folder.parent, "run", PARAMS, training.journal, training.timing, None)
+        finish_run(training.folder.parent, "run", PARAMS, training.journal, training.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    run_id = finish_run(training.folder.parent, "run", PARAMS, training.journal, training.timing, None)
+    run_id = finish_run(training.folder.parent, "run", PARAMS, training.journal, training.folder)
     client(training.folder.parent).set_terminated(run_id)
     assert_complete(training)
 

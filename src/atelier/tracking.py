@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "atelier"
+MARK_TAG = "atelier.mark"  # by which a run is found whose id was not written down
 LINES_PER_BATCH = 100  # MLflow takes 1,000 figures a call; its step is the number of images seen
 POLL_SECONDS = 2.0
 LOCK_SECONDS = 60  # how long a process waits for others that write to the same SQLite file; Python's default is 5
@@ -134,11 +136,12 @@ def _make_embedded_store(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def ensure_run(root: Path, name: str, params: dict[str, Any], run_id: str | None) -> str:
+def ensure_run(root: Path, name: str, params: dict[str, Any], run_id: str | None, mark: str = "") -> str:
     """The MLflow run of a training, made if there is none.
 
-    MLFLOW_RUN_ID in the environment is honoured, then `run_id`. A `run_id` that this store does not know, since it
-    is another store than before, gives a new run: the journal holds all that is needed to fill it.
+    MLFLOW_RUN_ID in the environment is honoured, then `run_id`, then a run that bears the mark: it was made, but who
+    made it did not live to write its id down. A `run_id` that this store does not know, since it is another store
+    than before, gives a new run: the journal holds all that is needed to fill it.
     """
     from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
@@ -156,9 +159,11 @@ def ensure_run(root: Path, name: str, params: dict[str, Any], run_id: str | None
             run = None
         if run is None and from_environment:
             raise InputError(f"MLFLOW_RUN_ID={wanted}: no such run in {public_uri(tracking_uri(root))}; unset it")
+    experiment = experiment_id(mlflow_client, root)
+    if run is None and mark:
+        run = next(iter(mlflow_client.search_runs([experiment], f"tags.`{MARK_TAG}` = '{mark}'")), None)
     if run is None:
-        experiment = experiment_id(mlflow_client, root)
-        tags = origin_tags(mlflow_client, experiment) | process_tags()
+        tags = origin_tags(mlflow_client, experiment) | process_tags() | ({MARK_TAG: mark} if mark else {})
         run = mlflow_client.create_run(experiment, run_name=name, tags=tags)
     else:
         mlflow_client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in process_tags().items()])
@@ -265,8 +270,7 @@ class Feed(threading.Thread):
             try:
                 if mlflow_client is None:
                     self._close_former()
-                    run_id = ensure_run(self.root, self.run_name, self.params, self._recorded_run())
-                    write_json(self.record, {"run_id": run_id, "training": self.training})
+                    run_id = self._ensure_run()
                     mlflow_client = client(self.root)
                     self._watch_machine(run_id)
                     # what a journal held beyond the checkpoint that training went back to, it will hold again
@@ -300,15 +304,23 @@ class Feed(threading.Thread):
         """End the run of a training that was killed and is not gone on from, since this is another one."""
         if not self.record.is_file() or self._recorded_run() is not None:
             return
-        mlflow_client, former = client(self.root), recorded_run_id(self.record)
+        mlflow_client, former = client(self.root), read_json(self.record)["run_id"]
         with contextlib.suppress(Exception):  # another store, or gone
             if former is not None and mlflow_client.get_run(former).info.status == "RUNNING":
                 mlflow_client.set_terminated(former, status="KILLED")
 
-    def _recorded_run(self) -> str | None:
-        if not self.record.is_file() or read_json(self.record).get("training") != self.training:
-            return None
-        return recorded_run_id(self.record)
+    def _ensure_run(self) -> str:
+        """The training's run; how it can be found is written down before it is made."""
+        record = self._recorded_run() or {"run_id": None, "training": self.training, "mark": uuid.uuid4().hex}
+        write_json(self.record, record)
+        record["run_id"] = ensure_run(self.root, self.run_name, self.params, record["run_id"], record["mark"])
+        write_json(self.record, record)
+        return str(record["run_id"])
+
+    def _recorded_run(self) -> dict[str, Any] | None:
+        """What was recorded of this training's run; None if nothing, or of another training."""
+        record = read_json(self.record) if self.record.is_file() else {}
+        return record if record.get("training") == self.training else None
 
     def end(self, status: str, timeout_seconds: float) -> None:
         """Send what is left and end the run, waiting for at most `timeout_seconds`."""
@@ -320,15 +332,20 @@ class Feed(threading.Thread):
             self.say("MLflow has not taken all figures; 'atelier register' sends the rest from the journal")
 
 
-def recorded_run_id(record: Path) -> str | None:
-    """The run's id that a training left in a JSON file, if it reached MLflow at all."""
-    return read_json(record)["run_id"] if record.is_file() else None
+def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, record: Path) -> str:
+    """Make sure that MLflow has the whole journal of an ended training; returns the run's id.
 
-
-def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, timing: Path, run_id: str | None) -> str:
-    """Make sure that MLflow has the whole journal of an ended training; returns the run's id."""
+    Args:
+        root: the workspace.
+        name: of the run, if it has to be made.
+        params: what the run records.
+        journal: of the training.
+        record: the folder where the training left the times of the journal's lines and how to find its run.
+    """
+    timing, known = record / "timing.jsonl", record / "mlflow.json"
+    found = read_json(known) if known.is_file() else {}
     with mlflow_errors(root):
-        run_id = ensure_run(root, name, params, run_id)
+        run_id = ensure_run(root, name, params, found.get("run_id"), found.get("mark", ""))
         mlflow_client = client(root)
         send_journal(mlflow_client, run_id, journal, timing, lines_sent(mlflow_client, run_id, journal))
     return run_id

@@ -183,7 +183,14 @@ ingest: {paths: {pokemon: images.zip, pokemon-types: types.zip}}
 prepare: {sets: {pokemon: {train_images: 60, test_images: 40}}}
 reference: {classifier_kimg: 1}
 train: {pictures: 2}
-evaluate: {samples: 100, draws: 2}
+evaluate:
+  samples: 100
+  draws: 2
+  manifold_samples: 100
+  memorisation_samples: 10
+  accuracy_kimg: 0.4
+  likelihood_images: 10
+  likelihood_samples: 2
 """
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,10 +62,15 @@ class TeamServer:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[TeamServer]:
-    running = TeamServer(tmp_path_factory.mktemp("server"), environment)
-    yield running
-    running.stop()
+def server(environment: dict[str, str]) -> Iterator[TeamServer]:
+    # not below pytest's folder, which PostgreSQL's own user may not enter
+    with tempfile.TemporaryDirectory(prefix="atelier-server-") as folder:
+        Path(folder).chmod(0o755)
+        running = TeamServer(Path(folder), environment)
+        try:
+            yield running
+        finally:
+            running.stop()
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -124,9 +130,11 @@ def test_strangers_and_other_names_are_refused(
     with pytest.raises(AtelierError, match=r"^MLflow at http://127\.0\.0\.1:\d+: [^\n]*(401|not authenticated)[^\n]*$"):
         promote("digits", None, "champion", Promote(), tmp_path, print)
     address = server.client["MLFLOW_TRACKING_URI"]
-    answer = requests.get(f"{address}/health", headers={"Host": "elsewhere.example"}, timeout=60)
-    assert answer.status_code == 403
-    assert requests.get(f"{address}/api/2.0/mlflow/registered-models/search", timeout=60).status_code == 401
+    search = f"{address}/api/2.0/mlflow/registered-models/search"
+    assert requests.get(search, timeout=60).status_code == 401
+    user = (server.client["MLFLOW_TRACKING_USERNAME"], server.client["MLFLOW_TRACKING_PASSWORD"])
+    assert requests.get(search, auth=user, timeout=60).status_code == 200
+    assert requests.get(search, auth=user, headers={"Host": "elsewhere.example"}, timeout=60).status_code == 403
 
 
 def test_what_fails_on_the_way_makes_nothing_and_can_be_repeated(
@@ -144,6 +152,7 @@ def test_what_fails_on_the_way_makes_nothing_and_can_be_repeated(
     server.stop()
     for patient in ("refused", "stalled"):
         with socket.socket() as silent:  # it takes connections and never answers
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             silent.bind(("127.0.0.1", server.port))
             if patient == "stalled":
                 silent.listen()

@@ -16,7 +16,7 @@ from atelier.registry.card import description, model_card
 from atelier.registry.lineage import lineage_tags
 from atelier.registry.package import PACKAGE, log_package, make_package, smoke_test
 from atelier.sampler import Sampler
-from atelier.tracking import client, ensure_registered_model, finish_run, mlflow_errors, recorded_run_id, run_params
+from atelier.tracking import client, ensure_registered_model, finish_run, mlflow_errors, run_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,15 +51,8 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
 
     with mlflow_errors(root):
         mlflow_client = client(root)
-        record = root / "runs" / run_name
-        run_id = finish_run(
-            root,
-            run_name,
-            run_params(config),
-            model_folder / "journal.jsonl",
-            record / "timing.jsonl",
-            recorded_run_id(record / "mlflow.json"),
-        )
+        journal = model_folder / "journal.jsonl"
+        run_id = finish_run(root, run_name, run_params(config), journal, root / "runs" / run_name)
         version = existing_version(mlflow_client, name, tags)
         if version is None:
             _log_report(mlflow_client, run_id, report_folder, metrics, config, model_folder)
