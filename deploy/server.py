@@ -136,7 +136,7 @@ def seaweed(folder: Path, secret: str) -> Iterator[dict[str, str]]:
     (folder / "objects").mkdir(exist_ok=True)
     ports = {name: _free_port() for name in ("s3", "master", "volume", "filer")}
     command = [program, "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={folder / 'objects'}", "-filer", "-s3"]
-    command += [f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-volume.max=200"]
+    command += [f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=200"]
     command += ["-master.volumeSizeLimitMB=256", *(f"-{name}.port={port}" for name, port in ports.items())]
     command += [f"-{name}.port.grpc={_free_port()}" for name in ports]
     environment = {

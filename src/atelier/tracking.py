@@ -54,6 +54,7 @@ def client(root: Path) -> MlflowClient:
     """An MLflow client on the workspace's store."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of its 7, the last wait is two minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # of its 120 seconds without a byte
     import logging

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,13 +112,15 @@ def _log_report(
     model_folder: Path,
 ) -> None:
     """The figures as metrics at the end of training, the whole report as artifacts."""
+    from mlflow.entities import Metric
+
     step = round(config["recipe"]["kimg"] * 1000)
     known = mlflow_client.get_run(run_id).data.metrics
     values = {key: value["mean"] for key, value in figures(metrics).items()}
     values |= {f"{key}_deviation": metrics[key]["deviation"] for key in values}
-    for key, value in values.items():
-        if known.get(key) != value:
-            mlflow_client.log_metric(run_id, key, value, step=step)
+    now = int(time.time() * 1000)
+    new = [Metric(key, value, now, step) for key, value in values.items() if known.get(key) != value]
+    mlflow_client.log_batch(run_id, metrics=new)
     mlflow_client.log_artifacts(run_id, str(report_folder), "report")
     mlflow_client.log_artifact(run_id, str(model_folder / "journal.jsonl"))
 
