@@ -19,15 +19,15 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from atelier.data import pack
-from atelier.data.arrays import read_card
-from atelier.data.ingest import ingest
-from atelier.data.prepare import prepare
-from atelier.params import Params, load_params
+
+if TYPE_CHECKING:
+    from atelier.params import Params
 
 PROJECT = Path(__file__).parents[1]
 DIFFERENT_PICTURES = 2000  # listed again and again: drawing 20,000 takes longer than all the rest
@@ -42,6 +42,9 @@ evaluate: {extractors: []}
 
 
 def mnist() -> dict[str, float]:
+    from atelier.data.prepare import prepare
+    from atelier.params import load_params
+
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "data" / "raw"
         raw.mkdir(parents=True)
@@ -64,6 +67,10 @@ def write_pngs(folder: Path, count: int, side: int) -> None:
 
 
 def ingested(root: Path, count: int, side: int) -> Params:
+    # not above: a worker that decodes pictures imports this file, and the command's own file imports next to nothing
+    from atelier.data.ingest import ingest
+    from atelier.params import load_params
+
     source = root / "source"
     source.mkdir(parents=True)
     write_pngs(source, count, side)
@@ -98,6 +105,8 @@ def pictures(count: int) -> dict[str, float]:
     `pillow_on_all_cores` is Pillow alone in a process a core: what cores that share caches or a clock leave of the
     product of cores and rate that `ratio` is measured by.
     """
+    from atelier.data.prepare import prepare
+
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -126,6 +135,8 @@ def pictures(count: int) -> dict[str, float]:
 
 def memory(count: int) -> dict[str, float]:
     """Peak memory of the process and its workers together, what they share counted once."""
+    from atelier.data.arrays import read_card
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         ingested(root, 2000, 64)

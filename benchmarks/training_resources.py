@@ -21,7 +21,7 @@ from atelier.files import write_json
 from atelier.training.journal import read_journal
 
 MEMORY = """
-import re, sys, numpy as np, torch
+import re, sys, msgspec, numpy as np, torch
 from pathlib import Path
 from atelier.data.arrays import PreparedSplit
 from atelier.models import MODELS, ImageShape, build_networks

@@ -92,7 +92,9 @@ def convert(value: Any, kind: type[T], file: str, *path: str) -> T:
         found = found[int(part) if isinstance(found, list) else part]
     problem = f"{file}: {'.'.join([*path, *inner])}: "
     if message.startswith("Invalid enum value"):
-        raise InputError(f"{problem}cannot be {found!r}{nearest(str(found), get_args(_type_at(kind, inner)))}")
+        raise InputError(
+            f"{problem}cannot be {found!r}{nearest(str(found), map(str, get_args(_type_at(kind, inner))))}"
+        )
     if not message.startswith("Expected"):  # values that contradict one another
         raise InputError(f"{file}: {'.'.join([*path, message])}")
     expected = message.removeprefix("Expected ").partition(", got")[0]

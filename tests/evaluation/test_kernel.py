@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier.evaluation.kernel import BLOCK, KernelAccumulator, kernel_distance
+from atelier.evaluation.kernel import BLOCK, KernelAccumulator, KernelTo, kernel_distance
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def test_streaming_is_the_mean_over_blocks_whatever_the_batches(features: Tensor
         kernel_distance(fakes[:BLOCK], real[:BLOCK]) + kernel_distance(fakes[BLOCK : 2 * BLOCK], real[BLOCK:])
     ) / 2
     for batch in (2000, 130, 7):
-        accumulator = KernelAccumulator(real)
+        accumulator = KernelAccumulator(KernelTo(real))
         for part in fakes.split(batch):
             accumulator.update(part)
         assert accumulator.distance() == pytest.approx(expected, rel=1e-12)
 
 
 def test_fewer_fakes_than_a_block_are_taken_as_they_are(features: Tensor) -> None:
-    accumulator = KernelAccumulator(features)
+    accumulator = KernelAccumulator(KernelTo(features))
     accumulator.update(features[:150] * 2)
     assert accumulator.distance() == pytest.approx(kernel_distance(features[:150] * 2, features[:BLOCK]))

@@ -12,6 +12,8 @@ from statistics import linear_regression
 import torch
 from torch import Tensor
 
+ROWS_AT_A_TIME = 1000
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -25,31 +27,44 @@ class Moments:
 class MomentsAccumulator:
     """Streams features (n, d) into their moments; memory does not grow with the number of samples.
 
-    Sums are taken about the first batch's mean, so that the subtraction at the end cancels nothing.
+    Sums are taken about the mean of the first samples, so that the subtraction at the end cancels nothing; of many
+    samples at a time, since the product of few costs more to call than to compute.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self._pending = list[Tensor]()
+        self._pending_count = 0
         self._shift: Tensor | None = None
         self._sum: Tensor
         self._outer: Tensor
 
     def update(self, features: Tensor) -> None:
         """Add features (n, d)."""
-        values = features.double()
+        self._pending.append(features)
+        self._pending_count += len(features)
+        self.count += len(features)
+        if self._pending_count >= ROWS_AT_A_TIME:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        values = torch.cat(self._pending).double()
+        self._pending, self._pending_count = [], 0
         if self._shift is None:
             self._shift = values.mean(dim=0)
             self._sum = torch.zeros_like(self._shift)
             self._outer = torch.zeros(len(self._shift), len(self._shift), dtype=torch.float64, device=values.device)
-        values = values - self._shift
-        self.count += len(values)
+        values -= self._shift
         self._sum += values.sum(dim=0)
         self._outer += values.T @ values
 
     def moments(self) -> Moments:
         """The moments so far, covariance with n - 1; needs at least two samples."""
-        if self._shift is None or self.count < 2:
+        if self.count < 2:
             raise ValueError(f"moments need at least 2 samples, have {self.count}")
+        if self._pending:
+            self._sum_up()
+        assert self._shift is not None  # of what was summed up
         centre = self._sum / self.count
         covariance = (self._outer - self.count * torch.outer(centre, centre)) / (self.count - 1)
         return Moments(self.count, self._shift + centre, covariance)

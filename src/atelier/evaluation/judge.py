@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from atelier.evaluation.distances import DistanceTo, FrechetAccumulator, MomentsAccumulator
 from atelier.evaluation.extractors import Extractor
-from atelier.evaluation.kernel import KernelAccumulator
+from atelier.evaluation.kernel import KernelAccumulator, KernelTo
 from atelier.evaluation.manifold import manifold_figures
 from atelier.evaluation.reports import metric_name
 
@@ -37,6 +38,11 @@ class Real:
     class_distances_to: list[DistanceTo | None]
     features: Tensor
     facts: dict[str, Any]
+
+    @cached_property
+    def kernel_to(self) -> KernelTo:
+        """Kernel distances to their features."""
+        return KernelTo(self.features)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Judge:
         self.real = real
         self.manifold_samples = min(manifold_samples, len(real.features))
         self.distance = FrechetAccumulator(real.distance_to)
-        self.kernel = KernelAccumulator(real.features)
+        self.kernel = KernelAccumulator(real.kernel_to)
         self.classes = [MomentsAccumulator() for _ in real.class_distances_to]
         self.kept = list[Tensor]()
         self.kept_count = 0

@@ -14,15 +14,34 @@ BLOCK = 1000
 def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of features (n, d) and (m, d), kernel (x·y / d + 1)³."""
     a, b = a.double(), b.double()
-    n, m = len(a), len(b)
-    within_a, within_b, between = _kernel(a, a), _kernel(b, b), _kernel(a, b)
-    of_a = (within_a.sum() - within_a.trace()) / (n * (n - 1))
-    of_b = (within_b.sum() - within_b.trace()) / (m * (m - 1))
-    return float(of_a + of_b - 2 * between.mean())
+    return _within(a) + _within(b) - 2 * float(_kernel(a, b).mean())
+
+
+def _within(a: Tensor) -> float:
+    """Mean kernel of two different samples."""
+    kernel = _kernel(a, a)
+    return float((kernel.sum() - kernel.trace()) / (len(a) * (len(a) - 1)))
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    return (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)
+
+
+class KernelTo:
+    """Kernel distances to blocks of the real features (n, d); what a block has in itself is computed once."""
+
+    def __init__(self, real: Tensor) -> None:
+        self.size = min(BLOCK, len(real))
+        self._blocks = real[: len(real) // self.size * self.size].split(self.size)
+        self._within = dict[int, float]()
+
+    def __call__(self, features: Tensor, number: int) -> float:
+        """The distance of features (m, d) to the block whose turn it is, the `number`-th."""
+        index = number % len(self._blocks)
+        real, features = self._blocks[index].double(), features.double()
+        if index not in self._within:
+            self._within[index] = _within(real)
+        return _within(features) + self._within[index] - 2 * float(_kernel(features, real).mean())
 
 
 class KernelAccumulator:
@@ -32,23 +51,22 @@ class KernelAccumulator:
     not grow with their number. Blocks hold at most `BLOCK` samples, and no more than there are real features.
     """
 
-    def __init__(self, real: Tensor) -> None:
-        size = min(BLOCK, len(real))
-        self._real = real[: len(real) // size * size].split(size)
-        self._size = size
+    def __init__(self, kernel_to: KernelTo) -> None:
+        self._kernel_to = kernel_to
         self._pending = list[Tensor]()
         self._count = 0
         self._distances = list[float]()
 
     def update(self, features: Tensor) -> None:
         """Add features (n, d)."""
+        size = self._kernel_to.size
         self._pending.append(features)
         self._count += len(features)
-        while self._count >= self._size:
+        while self._count >= size:
             everything = torch.cat(self._pending)
-            self._add_block(everything[: self._size])
-            self._pending = [everything[self._size :]]
-            self._count -= self._size
+            self._add_block(everything[:size])
+            self._pending = [everything[size:]]
+            self._count -= size
 
     def distance(self) -> float:
         """The mean over all whole blocks; of what there is, if that is less than one block."""
@@ -57,5 +75,4 @@ class KernelAccumulator:
         return sum(self._distances) / len(self._distances)
 
     def _add_block(self, block: Tensor) -> None:
-        real = self._real[len(self._distances) % len(self._real)]
-        self._distances.append(kernel_distance(block, real))
+        self._distances.append(self._kernel_to(block, len(self._distances)))
