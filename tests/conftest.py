@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# as the command itself does, before torch is imported: threads that spin while they wait stall each other
+# before torch is imported: threads that spin while they wait stall those of other tests' processes
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import shutil

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -356,8 +355,6 @@ def say(message: str) -> None:
 
 def main() -> Any:
     """Entry point: every error is one line on standard error; exit code 2 for wrong input, 1 for a failure."""
-    # two trainings on the same cores stall each other to a tenth if their threads spin while they wait
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return app(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
