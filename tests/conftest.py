@@ -40,7 +40,8 @@ evaluate:
 @pytest.fixture(autouse=True)
 def _no_outside_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # else what a test, or MLflow in it, leaves behind would not be taken back
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +115,8 @@ def trained(judged_workspace: Path, tmp_path: Path) -> Path:
 def environment() -> dict[str, str]:
     """What a process started by a test sees: this environment, and the sources under test first."""
     scripts = Path(sys.executable).parent
-    return os.environ | {
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return variables | {
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(PROJECT / "src"),
         "DVC_NO_ANALYTICS": "true",
