@@ -104,6 +104,8 @@ def test_what_is_wrong_is_one_line_with_its_key(override: str, message: str) -> 
         ("a: 1\na: 2\n", 'line 2, column 1 is not valid YAML: found duplicate key "a"'),
         ("a: [1\nb: 2\n", "is not valid YAML"),
         ("- 1\n", "must hold sections"),
+        ("runs:\n  2024: {}\n", "runs: 2024: a key must be text; write it in quotes"),
+        ("runs: " + "[" * 3000, "nested too deep"),
         ("", "must hold sections"),
     ],
 )

@@ -181,7 +181,11 @@ def compare(params: Params, root: Path) -> None:
 @click.argument("model")
 @click.option("--n", type=click.IntRange(min=1), default=100, show_default=True, help="How many images.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same images."
+    "--seed",
+    type=click.IntRange(min=0, max=2**63 - 1),
+    default=0,
+    show_default=True,
+    help="The same seed, the same images.",
 )
 @click.option("--label", type=click.IntRange(min=0), help="One class; each in turn if left out.")
 @click.option("--truncation", type=float, help="Noise no larger than this: less variety, fewer failures.")
@@ -196,6 +200,8 @@ def sample(model: str, n: int, seed: int, label: int | None, truncation: float |
     """Draw images from MODEL: models:/NAME/VERSION, models:/NAME@ALIAS, or a folder such as models/RUN."""
     if out.suffix not in (".npz", ".png"):
         raise InputError(f"--out {out}: must end in .npz or .png")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file")
     require_root(root)
     from atelier.registry.sample import sample
 
@@ -376,5 +382,10 @@ def main() -> Any:
         say("atelier: interrupted")
         return 130
     except OSError as error:
-        say(f"atelier: {error.filename or 'file system'}: {error.strerror or error}")
+        # a file that is written beside its place is told by its own name
+        name = re.sub(r"/\.([^/]+?)(\.\d+)?\.partial(\.\w+)?$", r"/\1\3", str(error.filename or "file system"))
+        say(f"atelier: {name}: {error.strerror or error}")
+        return 1
+    except MemoryError as error:
+        say(f"atelier: not enough memory: {error}")
         return 1

@@ -74,6 +74,12 @@ class Sampler:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(network.to(device).to(memory_format=torch.channels_last).eval(), config)
 
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        shape = _shape(self.config)
+        return shape.height * shape.width * shape.channels
+
     def labels(self, count: int, label: int | None) -> npt.NDArray[np.int64] | None:
         """The labels of `count` images: all `label`, or each class in turn; None for an unconditional model."""
         if label is not None:

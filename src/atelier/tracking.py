@@ -33,6 +33,19 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
+def require_store(root: Path) -> None:
+    """What only reads or changes a registry makes none: the workspace's own store must be there.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlflow.db").is_file():
+        raise InputError(
+            f"{root / 'mlflow.db'}: missing, nothing is registered here; run 'atelier register', or give --root or "
+            "MLFLOW_TRACKING_URI"
+        )
+
+
 @contextlib.contextmanager
 def mlflow_errors(root: Path) -> Iterator[None]:
     """Whatever MLflow, its database or its artifact store raise becomes one line that names the store."""

@@ -44,6 +44,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
+    except RecursionError:
+        raise InputError(f"{file}: is not valid YAML: nested too deep") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -51,7 +53,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
+    _check_keys(raw, str(file))
     return raw
+
+
+def _check_keys(section: dict[Any, Any], where: str) -> None:
+    for key, value in section.items():
+        if not isinstance(key, str):
+            raise InputError(f"{where}: {key}: a key must be text; write it in quotes")
+        if isinstance(value, dict):
+            _check_keys(value, f"{where}: {key}")
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -76,6 +76,10 @@ def test_a_dry_run_and_what_is_refused_change_nothing(root: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             promote(*arguments, "champion", GATES, root, print)
+    with pytest.raises(InputError, match="nobody: no registered model of this name"):
+        rollback("nobody", "champion", root, print)
+    with pytest.raises(InputError, match=r"--to-registry production: give the URI"):
+        promote("digits", 1, "champion", Promote(), root, print, to_registry="production")
     promote("digits", 1, "champion", Promote(), root, print, dry_run=True)
     assert champion(root) is None
     assert read("digits", "champion", root).changes == []

@@ -13,10 +13,12 @@ import pytest
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.compare import compare
 from atelier.files import read_json, write_json
-from atelier.params import Params, load_params
+from atelier.params import Params, Promote, load_params
 from atelier.registry import package
 from atelier.registry import register as module
+from atelier.registry.promote import promote, read, rollback
 from atelier.registry.register import register
+from atelier.registry.reproduce import reproduce
 from atelier.registry.sample import sample
 from atelier.sampler import Sampler
 from atelier.tracking import client
@@ -157,9 +159,43 @@ def test_a_registered_version_whose_weights_were_altered_refuses_to_load(judged:
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("models:/nobody/1", "not in sqlite"), ("models/nobody", "no such folder"), ("data", "not a trained model")],
+    [
+        ("models:/nobody/1", "not in sqlite"),
+        ("models:/nobody", "write models:/NAME/VERSION or models:/NAME@ALIAS"),
+        ("models/nobody", "no such folder"),
+        ("data", "not a trained model"),
+    ],
 )
 def test_sampling_from_what_is_no_model(small_mnist: Path, model: str, message: str) -> None:
+    client(small_mnist)
     with pytest.raises(InputError, match=message):
         sample(model, 1, 0, None, small_mnist / "x.png", small_mnist)
     assert not (small_mnist / "x.png").exists()
+
+
+def test_what_only_reads_a_registry_makes_none(tmp_path: Path) -> None:
+    for look in (
+        lambda: sample("models:/digits/1", 1, 0, None, tmp_path / "x.png", tmp_path),
+        lambda: promote("digits", None, "champion", Promote(), tmp_path, print),
+        lambda: rollback("digits", "champion", tmp_path, print),
+        lambda: read("digits", "champion", tmp_path),
+        lambda: reproduce("models:/digits/1", (), tmp_path, print),
+    ):
+        with pytest.raises(InputError, match=r"mlflow\.db: missing, nothing is registered here"):
+            look()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "file", "message"),
+    [
+        (10**11, "x.npz", "235,200 GB of memory"),
+        (10**22, "x.npz", "of memory"),
+        (10_001, "x.png", "at most 10,000 images"),
+    ],
+)
+def test_more_than_can_be_held_or_looked_at_is_refused_at_once(
+    trained: Path, count: int, file: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        sample("models/mnist-cgan", count, 0, None, trained / file, trained)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, InputError
 from atelier.params import Promote
 from atelier.registry.copy import copy_version
 from atelier.registry.gates import Gate, judge
 from atelier.registry.history import Change, History, append, read_history, settle
 from atelier.registry.register import PACKAGE_TAG
 from atelier.registry.versions import find_versions, metrics_of, pick_version
-from atelier.tracking import client, mlflow_errors, store
+from atelier.tracking import client, mlflow_errors, require_store, store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -52,6 +53,11 @@ def promote(
         InputError: if there is no such version, or it bears no figures.
         AtelierError: if a gate is not passed, another promotion came first, or MLflow does not answer.
     """
+    require_store(root)
+    if to_registry and not re.match(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://", to_registry):
+        raise InputError(
+            f"--to-registry {to_registry}: give the URI of an MLflow server, https://…, or of its database"
+        )
     with mlflow_errors(root):
         candidate = pick_version(client(root), name, version, root)
     with store(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
@@ -96,10 +102,13 @@ def rollback(name: str, alias: str, root: Path, say: Callable[[str], None], reas
     """Restore the champion before the present one; versions that were deleted since are passed over.
 
     Raises:
+        InputError: if there is no such registered model.
         AtelierError: if there is none, another change came first, or MLflow does not answer.
     """
+    require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
+        pick_version(mlflow_client, name, None, root)
         versions = find_versions(mlflow_client, name)
         history = settle(mlflow_client, name, alias)
         earlier = [number for number in history.champions[:-1] if number in versions]
@@ -117,6 +126,7 @@ def read(name: str, alias: str, root: Path) -> History:
         InputError: if there is no such registered model.
         AtelierError: if MLflow does not answer.
     """
+    require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
         pick_version(mlflow_client, name, None, root)

@@ -20,7 +20,7 @@ from atelier.files import digest, read_json
 from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, git
 from atelier.registry.package import fetch_file
 from atelier.registry.versions import find_version
-from atelier.tracking import client, mlflow_errors
+from atelier.tracking import client, mlflow_errors, require_store
 from atelier.training.resume import differences
 
 
@@ -37,6 +37,7 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
         InputError: if the version does not say what it was made of, or its commit is not in this checkout.
         AtelierError: if the weights are not equal, saying what else is not; or a step of making them fails.
     """
+    require_store(root)
     with mlflow_errors(root):
         version = find_version(client(root), uri, root)
         recorded = read_json(fetch_file(version, "model/config.json"))

@@ -13,8 +13,11 @@ from atelier.files import write_atomic
 from atelier.pictures import png_bytes, tile
 from atelier.progress import watch
 from atelier.registry.package import package_folder
+from atelier.registry.versions import parse_uri
 from atelier.sampler import CHUNK, Sampler
-from atelier.tracking import client, public_uri, tracking_uri
+from atelier.tracking import client, public_uri, require_store, tracking_uri
+
+MOST_IN_A_GRID = 10_000
 
 
 def sample(
@@ -27,6 +30,7 @@ def sample(
         AtelierError: if MLflow does not answer or the weights were altered.
     """
     sampler = Sampler.load(_folder_of(model, root))
+    _check_count(count, sampler, out)
     labels = sampler.labels(count, label)
     pieces = watch(
         sampler.stream(count, seed, labels, truncation=truncation), math.ceil(count / CHUNK), "sample", "batch"
@@ -42,6 +46,19 @@ def sample(
     return out
 
 
+def _check_count(count: int, sampler: Sampler, out: Path) -> None:
+    """Refuse at once what could not be held, or looked at, in the end."""
+    import psutil
+
+    if out.suffix == ".png" and count > MOST_IN_A_GRID:
+        raise InputError(f"--n {count}: a grid holds at most {MOST_IN_A_GRID:,} images; name a file FILE.npz")
+    # the images, their pieces, and the file made of them
+    wanted, free = 3 * count * sampler.image_bytes, psutil.virtual_memory().available
+    if wanted > free:
+        sizes = f"{wanted / 1e9:,.0f} GB of memory, {free / 1e9:,.0f} GB are free"
+        raise InputError(f"--n {count}: takes {sizes}; draw fewer at a time, each with a --seed of its own")
+
+
 def _folder_of(model: str, root: Path) -> Path:
     """The model's folder, fetched from the registry if `model` is a URI."""
     if not model.startswith(("models:/", "runs:/")):
@@ -49,6 +66,9 @@ def _folder_of(model: str, root: Path) -> Path:
         if not folder.is_dir():
             raise InputError(f"{model}: no such folder; give models:/NAME/VERSION, models:/NAME@ALIAS or models/RUN")
         return folder
+    if model.startswith("models:/"):
+        parse_uri(model)
+    require_store(root)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 

@@ -17,17 +17,23 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
+def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, and number or alias, of `models:/NAME/VERSION` or `models:/NAME@ALIAS`."""
+    match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
+    if match is None:
+        raise InputError(f"{uri}: write models:/NAME/VERSION or models:/NAME@ALIAS")
+    return match[1], match[2], match[3]
+
+
 def find_version(mlflow_client: MlflowClient, uri: str, root: Path) -> ModelVersion:
     """The version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` stands for."""
     from mlflow.exceptions import MlflowException
 
-    match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
-    if match is None:
-        raise InputError(f"{uri}: write models:/NAME/VERSION or models:/NAME@ALIAS")
-    name, number, alias = match.groups()
+    name, number, alias = parse_uri(uri)
     try:
         if number is not None:
             return mlflow_client.get_model_version(name, number)
+        assert alias is not None
         return mlflow_client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
