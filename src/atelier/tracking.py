@@ -39,7 +39,8 @@ def require_store(root: Path) -> None:
     Raises:
         InputError: if it is not.
     """
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlflow.db").is_file():
+    elsewhere = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    if not elsewhere and not (root / "mlflow.db").is_file():
         raise InputError(
             f"{root / 'mlflow.db'}: missing, nothing is registered here; run 'atelier register', or give --root or "
             "MLFLOW_TRACKING_URI"
@@ -173,10 +174,11 @@ def ensure_run(root: Path, name: str, params: dict[str, Any], run_id: str | None
             run = None
         if run is None and from_environment:
             raise InputError(f"MLFLOW_RUN_ID={wanted}: no such run in {public_uri(tracking_uri(root))}; unset it")
-    experiment = experiment_id(mlflow_client, root)
     if run is None and mark:
+        experiment = experiment_id(mlflow_client, root)
         run = next(iter(mlflow_client.search_runs([experiment], f"tags.`{MARK_TAG}` = '{mark}'")), None)
     if run is None:
+        experiment = experiment_id(mlflow_client, root)
         tags = origin_tags(mlflow_client, experiment) | process_tags() | ({MARK_TAG: mark} if mark else {})
         run = mlflow_client.create_run(experiment, run_name=name, tags=tags)
     else:

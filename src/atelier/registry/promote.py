@@ -15,7 +15,7 @@ from atelier.registry.copy import copy_version
 from atelier.registry.gates import Gate, judge
 from atelier.registry.history import Change, History, append, read_history, settle
 from atelier.registry.register import PACKAGE_TAG
-from atelier.registry.versions import find_versions, metrics_of, pick_version
+from atelier.registry.versions import find_versions, metrics_of, pick_version, require_versions
 from atelier.tracking import client, mlflow_errors, require_store, store
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def rollback(name: str, alias: str, root: Path, say: Callable[[str], None], reas
     require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
-        pick_version(mlflow_client, name, None, root)
-        versions = find_versions(mlflow_client, name)
+        versions = require_versions(mlflow_client, name, root)
         history = settle(mlflow_client, name, alias)
         earlier = [number for number in history.champions[:-1] if number in versions]
         if not earlier:
@@ -129,7 +128,7 @@ def read(name: str, alias: str, root: Path) -> History:
     require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
-        pick_version(mlflow_client, name, None, root)
+        require_versions(mlflow_client, name, root)
         return read_history(mlflow_client, name, alias)
 
 

@@ -46,12 +46,18 @@ def find_versions(mlflow_client: MlflowClient, name: str) -> dict[int, ModelVers
     return {int(v.version): v for v in mlflow_client.search_model_versions(f"name = '{name}'")}
 
 
-def pick_version(mlflow_client: MlflowClient, name: str, number: int | None, root: Path) -> ModelVersion:
-    """The version of this number, or the newest."""
+def require_versions(mlflow_client: MlflowClient, name: str, root: Path) -> dict[int, ModelVersion]:
+    """All versions of a registered model, by number; that there are none is an `InputError`."""
     versions = find_versions(mlflow_client, name)
     if not versions:
         where = public_uri(tracking_uri(root))
         raise InputError(f"{name}: no registered model of this name in {where}; run 'atelier register'")
+    return versions
+
+
+def pick_version(mlflow_client: MlflowClient, name: str, number: int | None, root: Path) -> ModelVersion:
+    """The version of this number, or the newest."""
+    versions = require_versions(mlflow_client, name, root)
     if number is not None and number not in versions:
         raise InputError(f"models:/{name}/{number}: no such version; there are {', '.join(map(str, sorted(versions)))}")
     return versions[number or max(versions)]
