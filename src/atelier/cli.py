@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from atelier import __version__
-from atelier.errors import AtelierError, InputError
+from atelier.cli_options import require_root, root_option, say, with_params
+from atelier.errors import AtelierError
 from atelier.pipeline_cli import pipeline, schedule
+from atelier.registry_cli import history, promote, reproduce, rollback, sample
 
 if TYPE_CHECKING:
     from atelier.params import Params
@@ -29,77 +28,9 @@ def app() -> None:
     """
 
 
-app.add_command(pipeline)
-app.add_command(schedule)
-
-
-def stage(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a stage's command its options; the function gets the validated parameters and the workspace."""
-
-    @functools.wraps(function)
-    def command(root: Path, params_file: Path, overrides: tuple[str, ...], **arguments: Any) -> None:
-        function(**arguments, params=load(root, params_file, overrides), root=root)
-
-    for option in (
-        overrides_option,
-        click.option(
-            "--params",
-            "params_file",
-            type=Path,
-            default="params.yaml",
-            show_default=True,
-            help="Parameter file, relative to --root.",
-        ),
-        root_option,
-    ):
-        command = option(command)
-    return command
-
-
-root_option = click.option(
-    "--root",
-    type=Path,
-    default=".",
-    show_default=True,
-    help="The workspace: data, models and reports lie below it.",
-)
-
-
-overrides_option = click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter; repeatable."
-)
-
-reason_option = click.option("--reason", default="", metavar="TEXT", help="Recorded in the history.")
-
-
-def alias_option(flag: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Which alias of a registered model is meant."""
-    return click.option(flag, "alias", default="champion", show_default=True, callback=_check_alias, help="The alias.")
-
-
-def _check_alias(context: click.Context, parameter: click.Parameter, alias: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE):
-        raise click.BadParameter(f"'{alias}': letters, digits, '-' and '_', a letter first; not 'latest' or 'v1'")
-    return alias
-
-
-def require_root(root: Path) -> None:
-    """The workspace must be a folder."""
-    if not root.is_dir():
-        raise InputError(f"--root {root}: no such folder")
-
-
-def load(root: Path, params_file: Path, overrides: tuple[str, ...]) -> Params:
-    """Read the parameters of a workspace."""
-    from atelier.params import load_params
-
-    require_root(root)
-    return load_params(root / params_file, overrides)
-
-
 @app.command()
 @click.argument("dataset")
-@stage
+@with_params
 def ingest(dataset: str, params: Params, root: Path) -> None:
     """Fetch the raw files of a data set from the first source that has them, and verify them by digest."""
     params.dataset(dataset)
@@ -110,7 +41,7 @@ def ingest(dataset: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("dataset")
-@stage
+@with_params
 def prepare(dataset: str, params: Params, root: Path) -> None:
     """Turn raw files into arrays, a card and a contact sheet."""
     params.dataset(dataset)
@@ -121,7 +52,7 @@ def prepare(dataset: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("dataset")
-@stage
+@with_params
 def reference(dataset: str, params: Params, root: Path) -> None:
     """Make what distances are measured with: extractors, real statistics, the floor."""
     params.dataset(dataset)
@@ -133,7 +64,7 @@ def reference(dataset: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("run")
-@stage
+@with_params
 def train(run: str, params: Params, root: Path) -> None:
     """Train a run; a training that was stopped goes on from its last checkpoint."""
     from atelier.evaluation.weights import ensure_weights
@@ -147,7 +78,7 @@ def train(run: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("run")
-@stage
+@with_params
 def evaluate(run: str, params: Params, root: Path) -> None:
     """Judge a trained run: distances with deviations, label agreement, pictures."""
     params.run(run)
@@ -159,7 +90,7 @@ def evaluate(run: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("run")
-@stage
+@with_params
 def register(run: str, params: Params, root: Path) -> None:
     """Make a trained and judged run a version in the MLflow registry."""
     params.run(run)
@@ -169,104 +100,12 @@ def register(run: str, params: Params, root: Path) -> None:
 
 
 @app.command()
-@stage
+@with_params
 def compare(params: Params, root: Path) -> None:
     """Write the report over all runs and print its table."""
     from atelier.evaluation.compare import compare
 
     compare(params, root, print)
-
-
-@app.command()
-@click.argument("model")
-@click.option("--n", type=click.IntRange(min=1), default=100, show_default=True, help="How many images.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**63 - 1),
-    default=0,
-    show_default=True,
-    help="The same seed, the same images.",
-)
-@click.option("--label", type=click.IntRange(min=0), help="One class; each in turn if left out.")
-@click.option("--truncation", type=float, help="Noise no larger than this: less variety, fewer failures.")
-@click.option(
-    "--out",
-    type=Path,
-    required=True,
-    help="FILE.npz (images uint8 (n, h, w, c), labels) or FILE.png (a grid).",
-)
-@root_option
-def sample(model: str, n: int, seed: int, label: int | None, truncation: float | None, out: Path, root: Path) -> None:
-    """Draw images from MODEL: models:/NAME/VERSION, models:/NAME@ALIAS, or a folder such as models/RUN."""
-    if out.suffix not in (".npz", ".png"):
-        raise InputError(f"--out {out}: must end in .npz or .png")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; name a file")
-    require_root(root)
-    from atelier.registry.sample import sample
-
-    print(sample(model, n, seed, label, out, root, truncation))
-
-
-@app.command()
-@click.argument("name")
-@click.option("--version", type=click.IntRange(min=1), help="Which version; the newest if left out.")
-@alias_option("--to")
-@reason_option
-@click.option("--force", is_flag=True, help="Promote although a gate is not passed; needs --reason.")
-@click.option("--dry-run", is_flag=True, help="Judge, and change nothing.")
-@click.option("--to-registry", metavar="URI", help="Another MLflow, to copy the version to and promote it there.")
-@stage
-def promote(
-    name: str,
-    version: int | None,
-    alias: str,
-    reason: str,
-    force: bool,
-    dry_run: bool,
-    to_registry: str | None,
-    params: Params,
-    root: Path,
-) -> None:
-    """Make a version of the registered model NAME its champion, if it passes the gates of params.yaml."""
-    if force and not reason:
-        raise InputError("--force: give a --reason TEXT, it is recorded")
-    from atelier.registry.promote import promote
-
-    promote(name, version, alias, params.promote, root, print, reason, force, dry_run, to_registry)
-
-
-@app.command()
-@click.argument("name")
-@alias_option("--alias")
-@reason_option
-@root_option
-def rollback(name: str, alias: str, reason: str, root: Path) -> None:
-    """Restore the champion of NAME before the present one; as often as there were champions."""
-    require_root(root)
-    from atelier.registry.promote import rollback
-
-    rollback(name, alias, root, print, reason)
-
-
-@app.command()
-@click.argument("name")
-@alias_option("--alias")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@root_option
-def history(name: str, alias: str, as_json: bool, root: Path) -> None:
-    """Who was champion of NAME when, by whom and why; the newest change first."""
-    require_root(root)
-    from atelier.registry.promote import history_table, read
-
-    found = read(name, alias, root)
-    if as_json:
-        import dataclasses
-        import json
-
-        print(json.dumps(dataclasses.asdict(found) | {"champion": found.champion}))
-    else:
-        print(history_table(found, name, alias))
 
 
 @app.command()
@@ -296,16 +135,8 @@ def models(as_json: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-@app.command()
-@click.argument("uri")
-@overrides_option
-@root_option
-def reproduce(uri: str, overrides: tuple[str, ...], root: Path) -> None:
-    """Train the version at URI (models:/NAME/VERSION, models:/NAME@ALIAS) again elsewhere, and compare weights."""
-    require_root(root)
-    from atelier.registry.reproduce import reproduce
-
-    reproduce(uri, overrides, root, say)
+for command in (sample, promote, rollback, history, reproduce, pipeline, schedule):
+    app.add_command(command)
 
 
 @app.group()
@@ -353,11 +184,6 @@ def check(dataset: str, as_json: bool, root: Path) -> None:
         )
     if not as_json:
         print(f"{dataset}: {found.files} files as the card says, {found.images} images")
-
-
-def say(message: str) -> None:
-    """Tell the person, on standard error: standard output holds results only."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def main() -> Any:

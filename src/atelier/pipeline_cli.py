@@ -5,39 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from atelier.cli_options import say, with_params
 from atelier.errors import InputError
 
 if TYPE_CHECKING:
     from atelier.params import Params
     from atelier.pipelines.compiling import Options
     from atelier.pipelines.server import Server
-
-
-def with_params(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of every stage; the function gets the validated parameters and the workspace."""
-
-    @functools.wraps(function)
-    def command(root: Path, params_file: Path, overrides: tuple[str, ...], **arguments: Any) -> None:
-        from atelier.cli import load
-
-        function(**arguments, params=load(root, params_file, overrides), root=root)
-
-    for option in (
-        click.option(
-            "--set", "--param", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter."
-        ),
-        click.option("--params", "params_file", type=Path, default="params.yaml", show_default=True),
-        click.option("--root", type=Path, default=".", show_default=True, help="The workspace."),
-    ):
-        command = option(command)
-    return command
 
 
 def with_server(function: Callable[..., None]) -> Callable[..., None]:
@@ -256,8 +236,3 @@ def _show(one: dict[str, Any]) -> None:
     print(f"{one['name']}{state}: {one['in_words']} UTC [{one['cron']}]")
     for moment in one["next"]:
         print(f"  {moment}")
-
-
-def say(message: str) -> None:
-    """Tell the person, on standard error."""
-    print(message, file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,6 +18,7 @@ import yaml
 from google.protobuf import json_format
 from jsonschema import Draft4Validator, FormatChecker
 from kfp.pipeline_spec import pipeline_spec_pb2
+from listening import listening
 
 SWAGGER = json.loads(
     (Path(__file__).parents[1] / "schemas" / "kubeflow-pipelines" / "kfp_api_single_file.swagger.json").read_text()
@@ -182,15 +183,8 @@ def kubeflow_server() -> Iterator[KubeflowServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{listening.server_address[1]}"
-    try:
-        yield server
-    finally:
-        server.released.set()
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
+    with listening(Handler) as server.url:
+        try:
+            yield server
+        finally:
+            server.released.set()

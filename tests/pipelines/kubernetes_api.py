@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from jsonschema import Draft4Validator
+from listening import listening
 
 CRD = yaml.safe_load(
     (Path(__file__).parents[1] / "schemas" / "kubeflow-trainer" / "trainer.kubeflow.org_trainjobs.yaml").read_text()
@@ -229,15 +230,8 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    api.url = f"http://127.0.0.1:{listening.server_address[1]}"
-    try:
-        yield api
-    finally:
-        api.stopping = True
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
+    with listening(Handler) as api.url:
+        try:
+            yield api
+        finally:
+            api.stopping = True

@@ -149,7 +149,8 @@ def table(gates: list[Gate], candidate: str, champion: str | None) -> str:
 
 def history_table(history: History, name: str, alias: str) -> str:
     """The history as text, the newest change first."""
-    lines = [f"models:/{name}@{alias} is version {history.champion}" if history.champion else f"no {alias} yet"]
+    stands = f"is version {history.champion}" if history.champion else "stands nowhere yet"
+    lines = [f"models:/{name}@{alias} {stands}"]
     for change in reversed(history.changes):
         lines.append(_history_line(change, change.number in history.effective))
     return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from atelier.errors import InputError
+
+if TYPE_CHECKING:
+    from atelier.params import Params
+
+
+def with_params(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of every stage; the function gets the validated parameters and the workspace."""
+
+    @functools.wraps(function)
+    def command(root: Path, params_file: Path, overrides: tuple[str, ...], **arguments: Any) -> None:
+        function(**arguments, params=load(root, params_file, overrides), root=root)
+
+    for option in (
+        overrides_option,
+        click.option(
+            "--params",
+            "params_file",
+            type=Path,
+            default="params.yaml",
+            show_default=True,
+            help="Parameter file, relative to --root.",
+        ),
+        root_option,
+    ):
+        command = option(command)
+    return command
+
+
+root_option = click.option(
+    "--root",
+    type=Path,
+    default=".",
+    show_default=True,
+    help="The workspace: data, models and reports lie below it.",
+)
+
+overrides_option = click.option(
+    "--set", "--param", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter; repeatable."
+)
+
+
+def require_root(root: Path) -> None:
+    """The workspace must be a folder."""
+    if not root.is_dir():
+        raise InputError(f"--root {root}: no such folder")
+
+
+def load(root: Path, params_file: Path, overrides: tuple[str, ...]) -> Params:
+    """Read the parameters of a workspace."""
+    from atelier.params import load_params
+
+    require_root(root)
+    return load_params(root / params_file, overrides)
+
+
+def say(message: str) -> None:
+    """Tell the person, on standard error: standard output holds results only."""
+    print(message, file=sys.stderr, flush=True)
