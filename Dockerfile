@@ -6,7 +6,8 @@ FROM ${BASE} AS packages
 # cuda: what requirements.lock says. cpu: the same versions of torch built without CUDA, a tenth of the size.
 ARG VARIANT=cuda
 ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# an import while it is built would leave a compiled file with the time in it
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /build
 COPY requirements.lock .
 # an entry of the lock is a line "name==version" and the indented lines of its digests

@@ -99,6 +99,12 @@ def test_the_code_is_that_of_the_working_tree(docker: Docker, image: str) -> Non
     assert inside == here
 
 
+def test_compiled_files_hold_no_time_so_that_two_builds_are_one(docker: Docker, image: str) -> None:
+    # PEP 552: bytes 4 to 8 are 1 where the source is not looked at, 0 where its time is compared
+    script = "import pathlib as p; print(*(f for f in p.Path('/opt').rglob('*.pyc') if f.open('rb').read(8)[4] != 1))"
+    assert in_image(docker, image, f'python -c "{script}"').strip() == ""
+
+
 def test_nothing_in_it_can_be_changed_or_compiled(docker: Docker, image: str) -> None:
     found = in_image(
         docker,
