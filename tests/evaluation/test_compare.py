@@ -68,7 +68,15 @@ def test_the_page_holds_every_figure_of_every_run(compared: Path) -> None:
         report = read_json(compared.parent / run / "metrics.json")
         for metric in ("fd_classifier", "recall_classifier", "floor_fd_classifier", "nearest_train_ratio"):
             assert with_deviation(report[metric]) in text
+    assert "from N(0, I): its prior is fitted at the end. Dotted" in text
     assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]*"|<rdf.*?</rdf:RDF>', "", text, flags=re.DOTALL)
+
+
+def test_figures_are_shown_to_the_digits_that_are_certain() -> None:
+    assert with_deviation(figure(1.23456, 0.0621)) == "1.23 ± 0.06"
+    assert with_deviation(figure(0.98765, 0.0009)) == "0.9877 ± 0.0009"
+    assert with_deviation(figure(0.0053398, 0.0)) == "0.00534"
+    assert with_deviation(None) == "–"
 
 
 def figure(mean: float, deviation: float) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def test_every_figure_has_its_draws_its_floor_and_its_conditions(judged_workspac
         }
         assert all(len(figure["draws"]) == 2 for figure in found.values())
         assert report["conditions"]["fakes"] == 300
+        assert report["conditions"]["classes"] == "as real"
         assert (
             report["weights_sha256"]
             == read_json(judged_workspace / f"models/{run}/config.json")["weights_sha256"]["sampler"]

@@ -65,6 +65,7 @@ def test_other_seeds_and_more_draws_compare(metric: str) -> None:
         ({"real_split": "train"}, "another split of the real images: test and train"),
         ({"real": 5000}, "another number of real images: 10000 and 5000"),
         ({"fakes": 5000}, "another number of fakes: 10000 and 5000"),
+        ({"classes": "as real"}, "classes drawn in other proportions: None and as real"),
         ({"extractors": {"classifier": "00" * 32}}, "another 'classifier': e7e7e7e7e7e7… and 000000000000…"),
     ],
 )

@@ -166,8 +166,10 @@ def with_deviation(value: dict[str, Any] | None) -> str:
     """Mean ± standard deviation, to the digit that the deviation leaves certain."""
     if value is None:
         return "–"
+    if value["deviation"] == 0:  # the same in each draw
+        return f"{value['mean']:.3g}"
     digits = 2 if abs(value["mean"]) < 1000 else 0
-    if 0 < value["deviation"] < 1:
+    if value["deviation"] < 1:
         digits = min(max(digits, -math.floor(math.log10(value["deviation"]))), 5)
     return f"{value['mean']:.{digits}f} ± {value['deviation']:.{digits}f}"
 

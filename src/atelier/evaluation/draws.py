@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from atelier.evaluation.extractors import Extractor
@@ -12,6 +13,19 @@ from atelier.evaluation.judge import Extracted, Labels
 from atelier.pictures import Images
 from atelier.sampler import CHUNK, Sampler
 from atelier.training.ranks import Ranks
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+def labels_like(real: Labels, classes: int, count: int) -> Labels:
+    """`count` labels with the frequencies of the `real` ones, near them in any first part of it too.
+
+    Fakes that have each class equally often are farther from real images than they need be: on MNIST the training
+    images themselves are at twice the floor then. The multiples of the golden ratio fill [0, 1) evenly.
+    """
+    ends = np.cumsum(np.bincount(real, minlength=classes)) / len(real)
+    drawn: Labels = np.searchsorted(ends, np.arange(count) * GOLDEN_RATIO % 1, side="right")
+    return drawn
 
 
 def chunks(count: int) -> int:

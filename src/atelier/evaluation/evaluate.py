@@ -14,8 +14,8 @@ import numpy as np
 
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.evaluation.classifier import accuracy_score
-from atelier.evaluation.draws import chunks, draw_in_order
-from atelier.evaluation.judge import Judge, Judgement, combined, over_draws
+from atelier.evaluation.draws import chunks, draw_in_order, labels_like
+from atelier.evaluation.judge import Judge, Judgement, Labels, combined, over_draws
 from atelier.evaluation.likelihood import TrainedVae, likelihood_figures
 from atelier.evaluation.memorisation import Nearest, nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
@@ -63,17 +63,21 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     reference = load_reference(root, run.dataset, params.extractors(run.dataset))
     vae = TrainedVae.load(sampler, model_folder)
     train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
-    if not sampler.class_names:
+    asked: Labels | None = None
+    if sampler.class_names:
+        assert test.labels is not None
+        asked = labels_like(test.labels, len(sampler.class_names), settings.samples)
+    else:
         test = PreparedSplit(test.images, None)
     target = root / "reports" / run_name
 
     judgements, figures = list[Judgement](), list[dict[str, float]]()
     neighbours: tuple[Images, Images, Nearest] | None = None  # of the first draw
     for number in range(settings.draws):
-        draw = _draw(sampler, reference, train, settings, number, ranks)
+        draw = _draw(sampler, asked, reference, train, settings, number, ranks)
         if ranks.is_writer:
             judgements.append(draw.judgement)
-            figures.append(_figures(draw, sampler, reference, test, vae, settings, settings.seed + number))
+            figures.append(_figures(draw, asked, reference, test, vae, settings, settings.seed + number))
             if number == 0 and draw.nearest is not None:
                 neighbours = draw.fakes[: settings.memorisation_samples], train.images, draw.nearest
     if not ranks.is_writer:
@@ -85,7 +89,6 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     metrics["weights_sha256"] = sampler.config["weights_sha256"]["sampler"]
     with atomic_directory(target) as folder:
         write_json(folder / "metrics.json", metrics)
-        asked = sampler.labels(settings.samples, None)
         write_plots(folder, read_journal(model_folder / "journal.jsonl"), asked, sampler.class_names, judgements)
         write_over_training(folder, model_folder, sampler.config, reference.reals[0])
         write_pictures(folder, model_folder, sampler, settings.seed, vae, test, neighbours)
@@ -97,9 +100,14 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
 
 
 def _draw(
-    sampler: Sampler, reference: Reference, train: PreparedSplit, settings: Evaluate, number: int, ranks: Ranks
+    sampler: Sampler,
+    asked: Labels | None,
+    reference: Reference,
+    train: PreparedSplit,
+    settings: Evaluate,
+    number: int,
+    ranks: Ranks,
 ) -> Draw:
-    asked = sampler.labels(settings.samples, None)
     extractors = [real.extractor for real in reference.reals]
     judges = [Judge(real, settings.manifold_samples) for real in reference.reals]
     stream = draw_in_order(sampler, extractors, settings.samples, settings.seed + number, asked, ranks)
@@ -123,7 +131,7 @@ def _draw(
 
 def _figures(
     draw: Draw,
-    sampler: Sampler,
+    asked: Labels | None,
     reference: Reference,
     test: PreparedSplit,
     vae: TrainedVae | None,
@@ -132,7 +140,6 @@ def _figures(
 ) -> dict[str, float]:
     """All figures of a draw, by metric."""
     figures = dict(draw.judgement.figures)
-    asked = sampler.labels(settings.samples, None)
     if asked is not None and len(draw.judgement.recognised):
         figures["label_agreement"] = float(np.mean(asked == draw.judgement.recognised))
     if asked is not None and settings.accuracy_kimg:
@@ -152,6 +159,7 @@ def _conditions(reference: Reference, settings: Evaluate) -> dict[str, Any]:
     facts = reference.reals[0].facts
     return {
         "fakes": settings.samples,
+        "classes": "as real",
         "draws": settings.draws,
         "seed": settings.seed,
         **{key: facts[key] for key in ("real", "real_split", "real_images_sha256")},

@@ -5,6 +5,7 @@ deviation of independent draws, and their values. Beside them:
 
     "conditions": {
         "fakes": images a draw, "draws": how many, "seed": of the first,
+        "classes": in what proportions a conditional model is asked for them,
         "real": real images, "real_split": "test", "real_images_sha256": of the prepared array,
         "extractors": {name: sha256 of its weights},
         and those parameters of `evaluate` that single metrics depend on, by their names there
@@ -35,6 +36,7 @@ _CONDITIONS = {
     "real_split": "another split of the real images",
     "real": "another number of real images",
     "fakes": "another number of fakes",
+    "classes": "classes drawn in other proportions",
 }
 _CONDITIONS_OF = {
     ("precision", "recall", "density", "coverage"): ("manifold_samples",),
@@ -77,8 +79,9 @@ def why_not_comparable(a: Report, b: Report, metric: str) -> str | None:
         if (reason := why_not_comparable(candidate, champion, "fd_classifier")) is not None:
             raise AtelierError(f"fd_classifier: {reason}")
 
-    Comparable means: both have the metric, against the same real images (digest, split, number), with as many fakes
-    and, if an extractor is involved, the same weights of it (digest). The number of draws and the seed may differ.
+    Comparable means: both have the metric, against the same real images (digest, split, number), with as many fakes of
+    classes in the same proportions and, if an extractor is involved, the same weights of it (digest). The number of
+    draws and the seed may differ.
     """
     for which, report in (("first", a), ("second", b)):
         if metric not in figures(report):
