@@ -121,8 +121,9 @@ def test_fid_is_torch_fidelitys_through_the_same_network_on_the_same_images(
     from torch_fidelity import calculate_metrics
 
     ours, sets = [], []
-    for first in (0, 100):
-        images = pictures(first, 12)
+    # torch-fidelity takes the root of eigenvalues that are zero but for rounding, 2037 of them for 12 images: sets far
+    # apart, so that this stays below a millionth of the distance on every processor
+    for images in (pictures(0, 12), 255 - pictures(100, 12) // 4):
         accumulator = MomentsAccumulator()
         accumulator.update(inception(images)[0])
         ours.append(accumulator.moments())
