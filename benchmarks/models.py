@@ -20,11 +20,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `atelier` has it; read when torch is imported
+
 import torch
 from torch import Tensor, nn
 
@@ -182,11 +186,10 @@ def _steps_until(
     return elapsed, images
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    lines = [
-        "| system | data | seconds | images/s | kimg | fd_classifier, each seed | label agreement |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(results: list[dict[str, Any]], pictures: Path | None) -> str:
+    """Markdown, a row for all seeds of a system on a data set, with the grid of the first seed in `pictures`."""
+    columns = ("system", "data", "seconds", "images/s", "kimg", "fd_classifier, each seed", "label agreement", "")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault((result["dataset"], result["system"], result["seconds"]), []).append(result)
@@ -196,7 +199,8 @@ def table(results: list[dict[str, Any]]) -> str:
         agreements = ", ".join(f"{point['label_agreement']:.1%}" for point in last if "label_agreement" in point)
         rate = sum(result["images_per_second"] for result in group) / len(group)
         kimg = sum(point["kimg"] for point in last) / len(last)
-        figures = f"{seconds:g} | {rate:,.0f} | {kimg:.0f} | {distances} | {agreements or '–'}"
+        grid = "" if pictures is None else f"![{system}]({pictures.name}/{system}-{dataset}-{group[0]['seed']}.png)"
+        figures = f"{seconds:g} | {rate:,.0f} | {kimg:.0f} | {distances} | {agreements or '–'} | {grid}"
         lines.append(f"| {system} | {dataset} | {figures} |")
     return "\n".join(lines)
 
@@ -248,7 +252,7 @@ def main() -> None:
                 results.append(train(system, dataset, seed, arguments.seconds, arguments.root, arguments.pictures))
                 write_json(arguments.results, results)
     if arguments.table:
-        print(table(results))
+        print(table(results, arguments.pictures))
     if arguments.curves:
         curves(results, arguments.curves)
 

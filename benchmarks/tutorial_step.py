@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command `atelier` has it; read when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `atelier` has it; read when torch is imported
 
 import torch
 
