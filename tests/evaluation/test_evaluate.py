@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, InputError
 from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reports import FLOOR, figures, why_not_comparable
 from atelier.files import folder_digest, read_json
@@ -62,6 +62,12 @@ def test_an_altered_encoder_is_refused(trained: Path) -> None:
     path = trained / "models/mnist-cvae/encoder.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(AtelierError, match=r"encoder\.safetensors: missing or altered"):
+        evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+
+
+def test_a_model_of_other_classes_than_the_data_have_is_refused(trained: Path) -> None:
+    (trained / "data/prepared/mnist/test-labels.npy").unlink()  # prepared anew, without labels
+    with pytest.raises(InputError, match="models/mnist-cvae: was trained with other classes than 'mnist' has now"):
         evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from atelier.data.arrays import PreparedSplit, open_split
+from atelier.errors import InputError
 from atelier.evaluation.classifier import accuracy_score
 from atelier.evaluation.draws import chunks, draw_in_order, labels_like
 from atelier.evaluation.judge import Judge, Judgement, Labels, combined, over_draws
@@ -46,7 +47,7 @@ def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     """Judge a trained run and write its report: see `atelier.evaluation.reports` for `metrics.json`.
 
     Raises:
-        InputError: if the model or the reference is missing.
+        InputError: if the model or the reference is missing, or the data have other classes than the model.
         AtelierError: if one of them is not what its digest says.
     """
     with join_ranks() as ranks:
@@ -65,7 +66,10 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
     asked: Labels | None = None
     if sampler.class_names:
-        assert test.labels is not None
+        if test.labels is None or sampler.class_names != list(params.dataset(run.dataset).class_names):
+            raise InputError(
+                f"models/{run_name}: was trained with other classes than '{run.dataset}' has now; train it again"
+            )
         asked = labels_like(test.labels, len(sampler.class_names), settings.samples)
     else:
         test = PreparedSplit(test.images, None)
