@@ -51,7 +51,7 @@ def test_pictures_have_their_rows_and_columns(judged_workspace: Path) -> None:
         *("interpolation.png", "latent-plane.png", "neighbours.png", "reconstructions.png")
     ]
     assert load_png(folder / "interpolation.png").shape == (8 * 30 + 2, 10 * 30 + 2, 1)
-    assert load_png(folder / "latent-plane.png").shape == (15 * 28, 15 * 28, 1)
+    assert load_png(folder / "latent-plane.png").shape == (20 * 28, 20 * 28, 1)
     assert load_png(folder / "reconstructions.png").shape == (8 * 30 + 2, 10 * 30 + 2, 1)
     assert load_png(folder / "neighbours.png").shape == (8 * 30 + 2, 6 * 30 + 2, 1)
     gan = judged_workspace / "reports/mnist-cgan/pictures"

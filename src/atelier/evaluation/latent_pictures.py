@@ -15,7 +15,7 @@ from atelier.sampler import Sampler, draw_noise
 
 COLUMNS = 10
 ROWS = 8
-PLANE = 15
+PLANE = 20
 
 
 def interpolation(sampler: Sampler, seed: int) -> Images:
