@@ -60,6 +60,7 @@ MODELS: dict[str, Model] = {
             width=32,
             generator_lr=2e-3,
             discriminator_lr=2e-3,
+            beta2=0.99,
             ema_half_life_kimg=10.0,
             lr_decay="linear",
             lr_hold=0.5,
