@@ -23,6 +23,7 @@ import json
 import os
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import msgspec
@@ -169,20 +170,26 @@ def train(system: str, dataset: str, seed: int, seconds: float, root: Path, pict
 
 
 def table(results: list[dict[str, Any]], pictures: Path | None) -> str:
-    """Markdown, a row for all seeds of a system on a data set, with the grid of the first seed in `pictures`."""
-    columns = ("system", "data", "seconds", "images/s", "kimg", "fd_classifier, each seed", "label agreement", "")
+    """Markdown, a row for all seeds of a system on a data set, with the grid of the first seed in `pictures`.
+
+    Distances are of each seed, and their median over the median of `cgan`.
+    """
+    columns = ("system", "data", "seconds", "images/s", "kimg", "fd_classifier", "× cgan", "label agreement", "")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault((result["dataset"], result["system"], result["seconds"]), []).append(result)
-    for (dataset, system, seconds), group in sorted(groups.items()):
+    medians = {key: median(result["points"][-1]["fd_classifier"] for result in group) for key, group in groups.items()}
+    for (dataset, system, seconds), group in sorted(groups.items(), key=lambda item: (item[0][0], medians[item[0]])):
         last = [result["points"][-1] for result in group]
+        of_cgan = medians.get((dataset, "cgan", seconds))
+        ratio = f"{medians[dataset, system, seconds] / of_cgan:.2f}" if of_cgan else ""
         distances = ", ".join(f"{point['fd_classifier']:.2f}" for point in last)
         agreements = ", ".join(f"{point['label_agreement']:.1%}" for point in last if "label_agreement" in point)
         rate = sum(result["images_per_second"] for result in group) / len(group)
         kimg = sum(point["kimg"] for point in last) / len(last)
         grid = "" if pictures is None else f"![{system}]({pictures.name}/{system}-{dataset}-{group[0]['seed']}.png)"
-        figures = f"{seconds:g} | {rate:,.0f} | {kimg:.0f} | {distances} | {agreements or '–'} | {grid}"
+        figures = f"{seconds:g} | {rate:,.0f} | {kimg:.0f} | {distances} | {ratio} | {agreements or '–'} | {grid}"
         lines.append(f"| {system} | {dataset} | {figures} |")
     return "\n".join(lines)
 
