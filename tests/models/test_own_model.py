@@ -1,4 +1,4 @@
-"""The model of the user's own in docs/models.md, as it stands there."""
+"""The model of the user's own in the README, as it stands there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from atelier import models
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.training.method import build_method
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
 def own_model(monkeypatch: pytest.MonkeyPatch) -> str:
-    file, entry = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    _, section = README.read_text().split("## A model of your own\n")
+    file, entry = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len((file + entry).splitlines()) < 30
     module = ModuleType("atelier.models.mine")
     exec(file, module.__dict__)
