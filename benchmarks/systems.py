@@ -1,11 +1,12 @@
 """Each system of the documents, and the project's own, on the data set it was made for, as a person would train it.
 
-    python benchmarks/systems.py vanilla dense           # these runs of systems.yaml, by the command `atelier`
-    python benchmarks/systems.py --set ingest.paths.pokemon=archive.zip pokemon-cgan
+    python benchmarks/systems.py --run vanilla dense     # these runs of systems.yaml, by the command `atelier`
+    python benchmarks/systems.py --run pokemon-cgan --set ingest.paths.pokemon=archive.zip
     python benchmarks/systems.py --table                 # docs/systems.md of all that have been judged
 
 What a run yields is kept in docs/systems/ when it ends: its figures, its grid, and for `cvae-tutorial` the latent plane
-and the GIF of its training. Budgets are in kimg, so that a slower machine takes longer and shows the same.
+and the GIF of its training. Budgets are in kimg, so that a slower machine takes longer and shows the same. What the
+workspace (`--root`, the checkout) has already is not made again: remove models/RUN and reports/RUN for that.
 """
 
 from __future__ import annotations
@@ -21,46 +22,53 @@ from typing import Any
 from atelier.files import read_json
 from atelier.params import Params, Run, load_params
 
-PARAMS = "benchmarks/systems.yaml"  # relative to the checkout, which is the workspace
+CHECKOUT = Path(__file__).resolve().parents[1]
+PARAMS = CHECKOUT / "benchmarks" / "systems.yaml"
+KEPT = CHECKOUT / "docs" / "systems"
 SAMPLES = {"pokemon": 1000}  # 10,000 fakes would be many minutes in the features of lite0
 PLANE = "cvae-tutorial"  # whose latents are two numbers
 FIGURES = ("fd_classifier", "fd_lite0", "label_agreement", "elbo", "nearest_train_ratio")
 
 
-def measure(run: Run, root: Path, overrides: list[str], kept: Path) -> None:
-    """Run the stages of a run that it still needs, and keep what it yields."""
+def measure(run: Run, root: Path, overrides: list[str]) -> None:
+    """Make the stages of a run that are not there yet, and keep what it yields."""
     dataset = run.dataset
     settings = overrides + ([f"evaluate.samples={SAMPLES[dataset]}"] if dataset in SAMPLES else [])
 
     def stage(name: str, of: str) -> None:
-        command = [sys.executable, "-m", "atelier", name, of, "--root", root, "--params", PARAMS]
+        command: list[str | Path] = [sys.executable, "-m", "atelier", name, of, "--root", root, "--params", PARAMS]
         subprocess.run([*command, *(part for value in settings for part in ("--set", value))], check=True)
 
-    for name, made in (("ingest", "data/raw"), ("prepare", "data/prepared"), ("reference", "reference")):
-        if not (root / made / dataset).exists():
-            stage(name, dataset)
-    for name in ("train", "evaluate"):
-        stage(name, run.name)
+    for name, folder, of in (
+        ("ingest", "data/raw", dataset),
+        ("prepare", "data/prepared", dataset),
+        ("reference", "reference", dataset),
+        ("train", "models", run.name),
+        ("evaluate", "reports", run.name),
+    ):
+        if not (root / folder / of).exists():
+            stage(name, of)
 
     report = root / "reports" / run.name
     metrics = read_json(report / "metrics.json")
     row: dict[str, Any] = {"run": run.name, "model": run.model, "dataset": dataset, "kimg": run.recipe.kimg}
     row |= {name: metrics[name] for figure in FIGURES for name in (figure, f"floor_{figure}") if name in metrics}
     row["conditions"] = metrics["conditions"]
-    kept.mkdir(exist_ok=True)
-    (kept / f"{run.name}.json").write_text(json.dumps(row, indent=1) + "\n")
-    shutil.copyfile(report / "grid.png", kept / f"{run.name}.png")
+    KEPT.mkdir(exist_ok=True)
+    (KEPT / f"{run.name}.json").write_text(json.dumps(row, indent=1) + "\n")
+    shutil.copyfile(report / "grid.png", KEPT / f"{run.name}.png")
     if run.name == PLANE:
-        shutil.copyfile(report / "pictures" / "latent-plane.png", kept / f"{run.name}-plane.png")
-        shutil.copyfile(report / "training.gif", kept / f"{run.name}.gif")
+        shutil.copyfile(report / "pictures" / "latent-plane.png", KEPT / f"{run.name}-plane.png")
+        shutil.copyfile(report / "training.gif", KEPT / f"{run.name}.gif")
 
 
-def table(params: Params, kept: Path) -> str:
+def table(params: Params) -> str:
     """Markdown of what has been kept, a row a run in the order of systems.yaml."""
     lines = [
         "# Each system on its own data",
         "",
-        f"Made by `python benchmarks/systems.py RUN …` with the runs in [systems.yaml](../{PARAMS}) and `--table`.",
+        "Made by `python benchmarks/systems.py --run RUN …`, with the runs in [systems.yaml](../benchmarks/systems.yaml),",
+        "and by its `--table`.",
         "Distances are explained in [evaluation.md](evaluation.md): mean ± standard deviation of three draws, and",
         "behind the oblique the floor, what real training images get. Pictures were not selected.",
         "",
@@ -68,9 +76,9 @@ def table(params: Params, kept: Path) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for run in params.runs:
-        if not (kept / f"{run}.json").exists():
+        if not (KEPT / f"{run}.json").exists():
             continue
-        row = read_json(kept / f"{run}.json")
+        row = read_json(KEPT / f"{run}.json")
         distance = next(name for name in FIGURES if name in row and name.startswith("fd_"))
         floor = row[f"floor_{distance}"]["mean"]
         figures = (
@@ -78,29 +86,28 @@ def table(params: Params, kept: Path) -> str:
             f"{row['label_agreement']['mean']:.1%}" if "label_agreement" in row else "–",
             f"{row['elbo']['mean']:.1f}" if "elbo" in row else "–",
             f"{row['nearest_train_ratio']['mean']:.2f}",
-            f"![{run}]({kept.name}/{run}.png)",
+            f"![{run}]({KEPT.name}/{run}.png)",
         )
         lines.append(f"| `{run}` | {row['dataset']} | {row['kimg']:g} | {' | '.join(figures)} |")
-    if (kept / f"{PLANE}-plane.png").exists():
+    if (KEPT / f"{PLANE}-plane.png").exists():
         lines += ["", f"The latent plane of `{PLANE}`, and its training from fixed latents:", ""]
-        lines.append(f"![plane]({kept.name}/{PLANE}-plane.png) ![training]({kept.name}/{PLANE}.gif)")
+        lines.append(f"![plane]({KEPT.name}/{PLANE}-plane.png) ![training]({KEPT.name}/{PLANE}.gif)")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    root = Path(__file__).parents[1]
-    kept = root / "docs" / "systems"
-    params = load_params(root / PARAMS)
+    names = load_params(PARAMS).runs
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=", ".join(params.runs))
+    parser.add_argument("--run", nargs="*", default=[], metavar="RUN", choices=[*names], help=", ".join(names))
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--root", type=Path, default=CHECKOUT, help="the workspace")
     parser.add_argument("--table", action="store_true", help="write docs/systems.md")
     arguments = parser.parse_args()
-    params = load_params(root / PARAMS, arguments.overrides)
-    for name in arguments.runs:
-        measure(params.run(name), root, arguments.overrides, kept)
+    params = load_params(PARAMS, arguments.overrides)
+    for name in arguments.run:
+        measure(params.run(name), arguments.root, arguments.overrides)
     if arguments.table:
-        (root / "docs" / "systems.md").write_text(table(params, kept))
+        KEPT.with_suffix(".md").write_text(table(params))
 
 
 if __name__ == "__main__":
