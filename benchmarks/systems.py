@@ -67,8 +67,8 @@ def table(params: Params) -> str:
     lines = [
         "# Each system on its own data",
         "",
-        "Made by `python benchmarks/systems.py --run RUN …`, with the runs in [systems.yaml](../benchmarks/systems.yaml),",
-        "and by its `--table`.",
+        "Made by `python benchmarks/systems.py --run RUN …` and its `--table`, with the runs of",
+        "[systems.yaml](../benchmarks/systems.yaml).",
         "Distances are explained in [evaluation.md](evaluation.md): mean ± standard deviation of three draws, and",
         "behind the oblique the floor, what real training images get. Pictures were not selected.",
         "",
