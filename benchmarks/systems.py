@@ -4,9 +4,9 @@
     python benchmarks/systems.py --run pokemon-cgan --set ingest.paths.pokemon=archive.zip
     python benchmarks/systems.py --table                 # docs/systems.md of all that have been judged
 
-What a run yields is kept in docs/systems/ when it ends: its figures, its grid, and for `cvae-tutorial` the latent plane
-and the GIF of its training. Budgets are in kimg, so that a slower machine takes longer and shows the same. What the
-workspace (`--root`, the checkout) has already is not made again: remove models/RUN and reports/RUN for that.
+What a run yields is kept in docs/systems/ when it ends: its figures, fifty pictures, and for `cvae-tutorial` the latent
+plane and the GIF of its training. Budgets are in kimg, so that a slower machine takes longer and shows the same. What
+the workspace (`--root`, the checkout) has already is not made again: remove models/RUN and reports/RUN for that.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 from atelier.files import read_json
 from atelier.params import Params, Run, load_params
+from atelier.pictures import save_png, tile
+from atelier.sampler import Sampler
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PARAMS = CHECKOUT / "benchmarks" / "systems.yaml"
@@ -56,7 +58,9 @@ def measure(run: Run, root: Path, overrides: list[str]) -> None:
     row["conditions"] = metrics["conditions"]
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{run.name}.json").write_text(json.dumps(row, indent=1) + "\n")
-    shutil.copyfile(report / "grid.png", KEPT / f"{run.name}.png")
+    # the report's grid has ten pictures where there are no classes
+    fakes = Sampler.load(root / "models" / run.name).draw(50, seed=0)
+    save_png(KEPT / f"{run.name}.png", tile(fakes, columns=10))
     if run.name == PLANE:
         shutil.copyfile(report / "pictures" / "latent-plane.png", KEPT / f"{run.name}-plane.png")
         shutil.copyfile(report / "training.gif", KEPT / f"{run.name}.gif")
