@@ -12,14 +12,13 @@ the workspace (`--root`, the checkout) has already is not made again: remove mod
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from atelier.files import read_json
+from atelier.files import read_json, write_json
 from atelier.params import Params, Run, load_params
 from atelier.pictures import save_png, tile
 from atelier.sampler import Sampler
@@ -57,7 +56,7 @@ def measure(run: Run, root: Path, overrides: list[str]) -> None:
     row |= {name: metrics[name] for figure in FIGURES for name in (figure, f"floor_{figure}") if name in metrics}
     row["conditions"] = metrics["conditions"]
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{run.name}.json").write_text(json.dumps(row, indent=1) + "\n")
+    write_json(KEPT / f"{run.name}.json", row)
     # the report's grid has ten pictures where there are no classes
     fakes = Sampler.load(root / "models" / run.name).draw(50, seed=0)
     save_png(KEPT / f"{run.name}.png", tile(fakes, columns=10))
