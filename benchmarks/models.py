@@ -2,12 +2,11 @@
 
     python benchmarks/models.py --system cgan --dataset mnist --seed 0       # one training, about 300 s and its judging
     python benchmarks/models.py --system cgan cvae baseline --dataset mnist --seed 0 1 2
-    python benchmarks/models.py --table                                       # what there is so far, as Markdown
-    python benchmarks/models.py --curves curves.png
+    python benchmarks/models.py --table                                   # docs/benchmarks.md of what there is so far
 
-Each training is added to the results file when it ends and is left out when it is there already, so that a long
-series can be stopped and gone on with. Needs prepared data and the stage `reference` in the workspace (`--root`), and
-a machine with nothing else to do.
+Each training is added to docs/benchmarks/results.json when it ends, with a grid beside it, and is left out when it is
+there already, so that a long series can be stopped and gone on with. Needs prepared data and the stage `reference` in
+the workspace (`--root`), and a machine with nothing else to do.
 
 The clock runs while steps are made and stands still while a snapshot is judged: 10,000 fakes against the test images
 in the features of the data set's classifier. Schedules are stretched over the time: after half of the seconds, a
@@ -49,7 +48,7 @@ from atelier.training.method import Method, build_method
 
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of the time
 FAKES = 10_000
-RESULTS = Path(__file__).with_name("models.json")
+KEPT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 BASELINES = ("baseline", "baseline-fast")
 
 
@@ -123,8 +122,8 @@ def build_trainer(system: str, shape: ImageShape, recipe: Recipe, split: Prepare
     return ProjectLoop(build_method(entry, recipe, networks, shape.classes, device), recipe, data)
 
 
-def train(system: str, dataset: str, seed: int, seconds: float, root: Path, pictures: Path | None) -> dict[str, Any]:
-    """Train for `seconds`; returns what the results file says of it."""
+def train(system: str, dataset: str, seed: int, seconds: float, root: Path, kept: Path) -> dict[str, Any]:
+    """Train for `seconds`, and keep a grid of what it draws; returns what the results file says of it."""
     entry = BASELINE if system in BASELINES else MODELS[system]
     recipe = msgspec.structs.replace(entry.recipe, seed=seed)
     runs = f"runs={{any: {{dataset: {dataset}, model: cgan}}}}"
@@ -153,9 +152,7 @@ def train(system: str, dataset: str, seed: int, seconds: float, root: Path, pict
         sampler = Sampler(trainer.network(), config)
         points.append({"seconds": elapsed, "kimg": images / 1000, "finish_seconds": finishing} | judge(sampler))
         print(f"{system} {dataset} seed {seed}: {json.dumps(points[-1])}", flush=True)
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
-        save_png(pictures / f"{system}-{dataset}-{seed}.png", tile(sampler.draw(100, seed=0), columns=10))
+    save_png(kept / f"{system}-{dataset}-{seed}.png", tile(sampler.draw(100, seed=0), columns=10))
     return {
         "system": system,
         "dataset": dataset,
@@ -169,13 +166,33 @@ def train(system: str, dataset: str, seed: int, seconds: float, root: Path, pict
     }
 
 
-def table(results: list[dict[str, Any]], pictures: Path | None) -> str:
-    """Markdown, a row for all seeds of a system on a data set, with the grid of the first seed in `pictures`.
+def page(results: list[dict[str, Any]], kept: Path) -> str:
+    """Markdown, a row for all seeds of a system on a data set, with the grid of its first seed.
 
     Distances are of each seed, and their median over the median of `cgan`.
     """
-    columns = ("system", "data", "seconds", "images/s", "kimg", "fd_classifier", "× cgan", "label agreement", "")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    columns = (
+        "system",
+        "data",
+        "seconds",
+        "images/s",
+        "kimg",
+        "fd_classifier",
+        "× cgan",
+        "label agreement",
+        "pictures",
+    )
+    lines = [
+        "# What equal time buys",
+        "",
+        "Made by `python benchmarks/models.py --system SYSTEM … --dataset DATASET … --seed SEED …` and its `--table`.",
+        "Every training has the same wall-clock time on the same two cores, with nothing else running; `baseline` is a",
+        "plain conditional GAN of dense layers in a loop of its own. Distances ([evaluation.md](evaluation.md)) are of",
+        "10,000 fakes, one for each seed; × `cgan` compares medians over the seeds. Pictures were not selected.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault((result["dataset"], result["system"], result["seconds"]), []).append(result)
@@ -188,10 +205,12 @@ def table(results: list[dict[str, Any]], pictures: Path | None) -> str:
         agreements = ", ".join(f"{point['label_agreement']:.1%}" for point in last if "label_agreement" in point)
         rate = sum(result["images_per_second"] for result in group) / len(group)
         kimg = sum(point["kimg"] for point in last) / len(last)
-        grid = "" if pictures is None else f"![{system}]({pictures.name}/{system}-{dataset}-{group[0]['seed']}.png)"
+        grid = f"![{system}]({kept.name}/{system}-{dataset}-{group[0]['seed']}.png)"
         figures = f"{seconds:g} | {rate:,.0f} | {kimg:.0f} | {distances} | {ratio} | {agreements or '–'} | {grid}"
-        lines.append(f"| {system} | {dataset} | {figures} |")
-    return "\n".join(lines)
+        lines.append(f"| `{system}` | {dataset} | {figures} |")
+    lines += ["", "What the time bought, over seconds and over thousands of images seen:", ""]
+    lines.append(f"![Distance over seconds and over kimg]({kept.name}/curves.png)")
+    return "\n".join(lines) + "\n"
 
 
 def curves(results: list[dict[str, Any]], path: Path) -> None:
@@ -225,25 +244,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--root", type=Path, default=Path())
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--pictures", type=Path, help="a folder for a grid of each")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--curves", type=Path, metavar="PNG")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="the folder of results and pictures")
+    parser.add_argument("--table", action="store_true", help="write the page FOLDER.md and its curves")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results: list[dict[str, Any]] = read_json(arguments.results) if arguments.results.exists() else []
+    kept: Path = arguments.kept
+    kept.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = read_json(kept / "results.json") if (kept / "results.json").exists() else []
     done = {tuple(result[key] for key in ("system", "dataset", "seed", "seconds")) for result in results}
     for dataset in arguments.dataset:
         for seed in arguments.seed:
             for system in arguments.system:
                 if (system, dataset, seed, arguments.seconds) in done:
                     continue
-                results.append(train(system, dataset, seed, arguments.seconds, arguments.root, arguments.pictures))
-                write_json(arguments.results, results)
+                results.append(train(system, dataset, seed, arguments.seconds, arguments.root, kept))
+                write_json(kept / "results.json", results)
     if arguments.table:
-        print(table(results, arguments.pictures))
-    if arguments.curves:
-        curves(results, arguments.curves)
+        kept.with_suffix(".md").write_text(page(results, kept))
+        curves(results, kept / "curves.png")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
         if self.penalty != "none" and (self.compile or self.microbatch):
             key = "compile" if self.compile else "microbatch"
             raise ValueError(f"penalty: '{self.penalty}' differentiates twice, {key} cannot; leave one out")
+        if self.microbatch in (1, 2):
+            raise ValueError("microbatch: batch normalisation needs 2 images in every piece; take 0, or 3 or more")
         if self.spectral_norm and self.microbatch:
             raise ValueError("spectral_norm: does not go with microbatch, it is renewed with each pass; leave one out")
 

@@ -33,15 +33,14 @@ class _InMicrobatches(nn.Module):
         """What the network itself returns: a tensor of n rows, or several."""
         if len(inputs) <= self.microbatch or not torch.is_grad_enabled():
             return super().forward(inputs, labels)
-        outputs = []
-        for start in range(0, len(inputs), self.microbatch):
-            rows = slice(start, start + self.microbatch)
-            piece = None if labels is None else labels[rows]
-            outputs.append(
-                checkpoint(
-                    super().forward, inputs[rows], piece, use_reentrant=False, context_fn=self._first_and_second_pass
-                )
-            )
+        count = -(-len(inputs) // self.microbatch)  # as even as can be: no piece of a single image
+        pieces = inputs.tensor_split(count)
+        labels_of = [None] * count if labels is None else labels.tensor_split(count)
+        forward = super().forward
+        outputs = [
+            checkpoint(forward, *piece, use_reentrant=False, context_fn=self._first_and_second_pass)
+            for piece in zip(pieces, labels_of, strict=True)
+        ]
         if isinstance(outputs[0], Tensor):
             return torch.cat(outputs)
         return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
