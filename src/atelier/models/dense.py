@@ -3,6 +3,10 @@
 As there: Keras' Glorot initialisation, Adam(2e-4, β1 0.5) for both, and per batch a step of the discriminator on real
 images, one on fakes, and one of the generator on new fakes (section 5). The document does not give the batch; it is
 64 here.
+
+On digits it collapses: within 20 kimg all noise gives nearly one picture, which wanders and never spreads, in Keras
+too. The discriminator's last layer sums over places what two convolutions see there, with nothing that tells a batch
+of equal pictures from another.
 """
 
 import math
