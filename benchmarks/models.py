@@ -218,7 +218,9 @@ def curves(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     datasets = sorted({result["dataset"] for result in results})
-    figure, axes = pyplot.subplots(len(datasets), 2, squeeze=False, figsize=(12, 5 * len(datasets)))
+    figure, axes = pyplot.subplots(
+        len(datasets), 2, squeeze=False, figsize=(12, 5 * len(datasets)), layout="constrained"
+    )
     for row, dataset in zip(axes, datasets, strict=True):
         of_dataset = [result for result in results if result["dataset"] == dataset]
         systems = sorted({result["system"] for result in of_dataset})
@@ -232,8 +234,11 @@ def curves(results: list[dict[str, Any]], path: Path) -> None:
                     label=result["system"] if result["seed"] == 0 else None,
                 )
             axis.set(xlabel=f"{key} of training", ylabel="fd_classifier", title=dataset)
-            axis.legend()
-    figure.savefig(path, bbox_inches="tight")
+        seconds = sorted({round(point["seconds"]) for result in of_dataset for point in result["points"]})
+        row[0].set_xticks(seconds, map(str, seconds))
+        row[0].minorticks_off()
+        row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path)
 
 
 def main() -> None:
