@@ -158,6 +158,7 @@ def test_figures_say_what_the_documents_ask() -> None:
         ({"loss": "hinge", "real_label": 0.9}, "real_label: loss 'hinge' has no labels to smooth"),
         ({"compile": True, "penalty": "r1"}, "penalty: 'r1' differentiates twice, compile cannot"),
         ({"microbatch": 4, "penalty": "r1"}, "penalty: 'r1' differentiates twice, microbatch cannot"),
+        ({"microbatch": 4, "compile": True}, "microbatch: compile cannot take its pieces"),
         ({"microbatch": 2}, "microbatch: batch normalisation needs 2 images in every piece"),
         ({"spectral_norm": True, "microbatch": 4}, "spectral_norm: does not go with microbatch"),
     ],

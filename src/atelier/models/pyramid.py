@@ -19,6 +19,11 @@ def smallest_side(side: int) -> int:
     return side >> halvings(side)
 
 
+def seen_side(side: int) -> int:
+    """The side of what a place of the smallest map sees of the image, by convolutions k4 s2: 28 → 10, 64 → 46."""
+    return int(3 * 2 ** halvings(side) - 2)
+
+
 def widths(side: int, width: int) -> list[int]:
     """Channels after each halving, doubling from `width` up to a cap."""
     return [min(width * 2**i, WIDEST) for i in range(halvings(side))]

@@ -16,7 +16,11 @@ Seed = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every model has. Time is in kimg: thousands of real images seen."""
+    """What every model has. Time is in kimg: thousands of real images seen.
+
+    Raises:
+        ValueError: for values that contradict one another.
+    """
 
     kimg: Positive  # training budget, thousands of real images
     batch: Annotated[int, Meta(ge=2)]  # images a step, over all ranks
@@ -31,6 +35,10 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ema_half_life_kimg: NotNegative = 0.0  # 0: the last weights are the result
     lr_decay: Literal["none", "linear", "cosine"] = "none"  # how the learning rates fall over `kimg`
     lr_hold: Share = 0.0  # share of `kimg` before `lr_decay` begins
+
+    def __post_init__(self) -> None:
+        if self.microbatch and self.compile:
+            raise ValueError("microbatch: compile cannot take its pieces; leave one out")
 
     @property
     def noise(self) -> int:
@@ -63,6 +71,7 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
     augment: list[Literal["colour", "translation", "cutout"]] = []  # DiffAugment, for few images
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         by_parts = self.updates in ("separate", "gated")
         if by_parts and self.loss == "relativistic":
             raise ValueError(f"loss: 'relativistic' does not go with updates: {self.updates}; change one")
