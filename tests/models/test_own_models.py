@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network
 from atelier.models.prior import ClassPrior
+from atelier.models.pyramid import seen_side
 
 SHAPES = [ImageShape(28, 28, 1, 10), ImageShape(64, 64, 3, 18), ImageShape(32, 32, 3, 0), ImageShape(128, 128, 3, 0)]
 
@@ -18,6 +20,19 @@ def test_cgan_maps_noise_to_images_and_images_to_logits(shape: ImageShape) -> No
     assert images.shape == (4, shape.channels, shape.height, shape.width)
     assert images.abs().max() <= 1
     assert networks["discriminator"](images, labels).shape == (4,)
+
+
+@pytest.mark.parametrize(("side", "dense"), [(28, True), (64, False)])
+def test_cgan_judges_the_whole_image_where_its_maps_see_little_of_it(side: int, dense: bool) -> None:
+    discriminator = build_networks("cgan", MODELS["cgan"].recipe, ImageShape(side, side, 1, 0))["discriminator"]
+    image = torch.randn(1, 1, side, side, requires_grad=True)
+    maps = discriminator.first(image)
+    for down in discriminator.downs:
+        maps = down(maps)
+    middle = maps.shape[-1] // 2
+    maps[0, :, middle, middle].sum().backward()
+    assert image.grad.abs().sum(dim=(0, 1, 3)).count_nonzero() == seen_side(side)
+    assert any(isinstance(layer, nn.Linear) for layer in discriminator.whole.modules()) == dense
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
