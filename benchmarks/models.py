@@ -255,7 +255,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     kept: Path = arguments.kept
     kept.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = read_json(kept / "results.json") if (kept / "results.json").exists() else []
+    results_file = kept / "results.json"
+    results: list[dict[str, Any]] = read_json(results_file) if results_file.exists() else []
     done = {tuple(result[key] for key in ("system", "dataset", "seed", "seconds")) for result in results}
     for dataset in arguments.dataset:
         for seed in arguments.seed:
@@ -263,7 +264,7 @@ def main() -> None:
                 if (system, dataset, seed, arguments.seconds) in done:
                     continue
                 results.append(train(system, dataset, seed, arguments.seconds, arguments.root, kept))
-                write_json(kept / "results.json", results)
+                write_json(results_file, results)
     if arguments.table:
         kept.with_suffix(".md").write_text(page(results, kept))
         curves(results, kept / "curves.png")
