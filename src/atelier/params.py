@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from atelier.data.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, Model
-from atelier.models.recipe import Count, NotNegative, Positive, Recipe, Seed, Share
+from atelier.models.recipe import Count, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
 from atelier.yaml_input import apply_override, convert, nearest, read_yaml
 
 
@@ -243,6 +243,8 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
         raise InputError(
             f"{where}: model '{chosen.model}' needs labels and '{chosen.dataset}' has none; choose another model"
         )
+    if isinstance(recipe, GanRecipe) and recipe.pack > 1 and run.shape.classes:
+        raise InputError(f"{where}.pack: images of different labels are not judged together; add labels: false")
     if entry.get("labels") is True and not run.shape.classes:
         what = f"model '{chosen.model}'" if model.labels == "unused" else f"data set '{chosen.dataset}'"
         raise InputError(f"{where}.labels: {what} has no labels; leave it out")

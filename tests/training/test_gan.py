@@ -50,6 +50,7 @@ EVERY_KIND: list[dict[str, Any]] = [
     *({"updates": updates} for updates in ("simultaneous", "separate", "gated")),
     {"discriminator_optimizer": "rmsprop", "discriminator_lr": 1e-3},
     {"spectral_norm": True, "loss": "hinge"},
+    {"pack": 4, "penalty": "r1", "spectral_norm": True},
     {"loss": "relativistic", "penalty": "r1-r2", "penalty_every": 2, "ema_half_life_kimg": 0.1},
     {"loss": "wasserstein", "penalty": "interpolated"},
     {"augment": ["colour", "translation", "cutout"], "mirror": True, "real_label": 0.9},
@@ -136,6 +137,21 @@ def test_the_sampler_of_a_model_with_spectral_norm_has_plain_weights() -> None:
     assert all("parametrizations" not in key for key in make(spectral_norm=True).sampling_network().state_dict())
 
 
+def test_a_packed_discriminator_sees_images_beside_one_another() -> None:
+    discriminator = make(pack=4).discriminator
+    assert discriminator(images(), None).shape == (4,)
+    batch = images().requires_grad_()
+    (seen,) = torch.autograd.grad(discriminator(batch, None)[1], batch)
+    assert [bool(gradient.any()) for gradient in seen] == [4 <= image < 8 for image in range(16)]
+
+
+def test_packs_stay_whole_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atelier.training.gan.Noise", lambda seed, device: SimpleNamespace(world_size=4))
+    make(pack=4)
+    with pytest.raises(InputError, match="pack 8: batch 16 does not split over 4 ranks into whole packs.* of 32"):
+        make(pack=8)
+
+
 def test_figures_say_what_the_documents_ask() -> None:
     gan = make()
     with torch.no_grad():
@@ -160,6 +176,8 @@ def test_figures_say_what_the_documents_ask() -> None:
         ({"microbatch": 4, "penalty": "r1"}, "penalty: 'r1' differentiates twice, microbatch cannot"),
         ({"microbatch": 4, "compile": True}, "microbatch: compile cannot take its pieces"),
         ({"microbatch": 2}, "microbatch: batch normalisation needs 2 images in every piece"),
+        ({"pack": 3}, "pack: batch 16 is not a multiple of 3"),
+        ({"pack": 4, "microbatch": 4}, "pack: does not go with microbatch"),
         ({"spectral_norm": True, "microbatch": 4}, "spectral_norm: does not go with microbatch"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
@@ -192,13 +192,17 @@ def build_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn
     The initial weights come from torch's global generator: seed it first.
     """
     module = _module(name)
-    roles = ("generator", "discriminator") if isinstance(recipe, GanRecipe) else ("encoder", "decoder")
-    networks: dict[str, nn.Module] = {role: getattr(module, role)(recipe, shape) for role in roles}
-    if isinstance(recipe, GanRecipe) and recipe.spectral_norm:
-        from atelier.models.layers import spectral_norm
+    if not isinstance(recipe, GanRecipe):
+        return {"encoder": module.encoder(recipe, shape), "decoder": module.decoder(recipe, shape)}
+    from atelier.models.layers import Packed, spectral_norm
 
-        spectral_norm(networks["discriminator"])
-    return networks
+    generator: nn.Module = module.generator(recipe, shape)
+    discriminator: nn.Module = module.discriminator(recipe, replace(shape, channels=shape.channels * recipe.pack))
+    if recipe.spectral_norm:
+        spectral_norm(discriminator)
+    if recipe.pack > 1:
+        discriminator = Packed(discriminator, recipe.pack)
+    return {"generator": generator, "discriminator": discriminator}
 
 
 def build_sampling_network(name: str, recipe: Recipe, shape: ImageShape) -> nn.Module:

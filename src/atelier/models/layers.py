@@ -94,6 +94,25 @@ def glorot_uniform(network: nn.Module) -> nn.Module:
     return network
 
 
+class Packed(nn.Module):
+    """A discriminator that judges `size` images together, stacked as channels (PacGAN, Lin et al., 2018, section 3).
+
+    Args:
+        discriminator: of images with `size` times as many channels, without labels.
+    """
+
+    def __init__(self, discriminator: nn.Module, size: int) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.size = size
+
+    def forward(self, images: Tensor, labels: None) -> Tensor:
+        """(n, c, h, w) → logits (n / size,)."""
+        count, _, height, width = images.shape
+        logits: Tensor = self.discriminator(images.reshape(count // self.size, -1, height, width), labels)
+        return logits
+
+
 def spectral_norm(network: nn.Module) -> None:
     """Divide each weight by its largest singular value, one power iteration a pass (Miyato et al., 2018)."""
     for module in list(network.modules()):

@@ -68,6 +68,7 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
     penalty_weight: Positive = 10.0
     penalty_every: Count = 1  # steps from one penalty, as many times stronger, to the next
     spectral_norm: bool = False  # of D's weights
+    pack: Count = 1  # images that D judges together, against a generator that draws few different ones (PacGAN)
     augment: list[Literal["colour", "translation", "cutout"]] = []  # DiffAugment, for few images
 
     def __post_init__(self) -> None:
@@ -82,6 +83,10 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
         if self.penalty != "none" and (self.compile or self.microbatch):
             key = "compile" if self.compile else "microbatch"
             raise ValueError(f"penalty: '{self.penalty}' differentiates twice, {key} cannot; leave one out")
+        if self.batch % self.pack:
+            raise ValueError(f"pack: batch {self.batch} is not a multiple of {self.pack}; change one")
+        if self.pack > 1 and self.microbatch:
+            raise ValueError("pack: does not go with microbatch, whose pieces would part a pack; leave one out")
         if self.microbatch in (1, 2):
             raise ValueError("microbatch: batch normalisation needs 2 images in every piece; take 0, or 3 or more")
         if self.spectral_norm and self.microbatch:

@@ -48,6 +48,11 @@ class Gan:
         self.steps = 0
         if recipe.penalty != "none" and self.noise.world_size > 1:
             self._refuse_norms_over_ranks()
+        if recipe.batch % (recipe.pack * self.noise.world_size):
+            raise InputError(
+                f"pack {recipe.pack}: batch {recipe.batch} does not split over {self.noise.world_size} ranks into "
+                f"whole packs; set the run's batch to a multiple of {recipe.pack * self.noise.world_size}"
+            )
 
     def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """One step of each network, in the order that `updates` says; returns what is logged."""
