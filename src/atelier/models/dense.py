@@ -4,9 +4,10 @@ As there: Keras' Glorot initialisation, Adam(2e-4, β1 0.5) for both, and per ba
 images, one on fakes, and one of the generator on new fakes (section 5). The document does not give the batch; it is
 64 here.
 
-On digits it collapses: within 20 kimg all noise gives nearly one picture, which wanders and never spreads, in Keras
-too. The discriminator's last layer sums over places what two convolutions see there, with nothing that tells a batch
-of equal pictures from another.
+On digits it collapses when it is trained as there: within 20 kimg all noise gives nearly one picture, which wanders and
+never spreads, in Keras too. The discriminator's last layer sums over places what two convolutions see there, with
+nothing that tells a batch of equal pictures from another. The same layers draw digits when pictures are judged eight
+at a time, with R1, alternating steps and half the rate for the generator (benchmarks/systems.yaml).
 """
 
 import math
