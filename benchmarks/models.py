@@ -244,7 +244,7 @@ def curves(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--system", nargs="*", default=[], choices=[*MODELS, *BASELINES], metavar="SYSTEM")
-    parser.add_argument("--dataset", nargs="*", default=["mnist"])
+    parser.add_argument("--dataset", nargs="*", default=["mnist"], choices=["mnist", "fashion-mnist"])
     parser.add_argument("--seed", nargs="*", type=int, default=[0])
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--threads", type=int, default=2)

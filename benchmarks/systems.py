@@ -75,6 +75,7 @@ def table(params: Params) -> str:
         "Distances are explained in [evaluation.md](evaluation.md): mean ± standard deviation of three draws, and",
         "behind the oblique the floor, what real training images get. Pictures were not selected. Pokémon are the",
         "drawings that `python benchmarks/pokemon_pictures.py` brings, with `prepare.sets.pokemon.test_images=149`.",
+        "Each run had one core (`OMP_NUM_THREADS=1`): on two, sums round otherwise, and a GAN ends a little elsewhere.",
         "",
         "| run | data | kimg | distance | label agreement | ELBO, nats | nearest training image | pictures |",
         "|---|---|---|---|---|---|---|---|",
@@ -107,6 +108,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=CHECKOUT, help="the workspace")
     parser.add_argument("--table", action="store_true", help="write docs/systems.md")
     arguments = parser.parse_args()
+    if not arguments.run and not arguments.table:
+        parser.error("nothing to do: give --run RUN or --table")
     params = load_params(PARAMS, arguments.overrides)
     for name in arguments.run:
         measure(params.run(name), arguments.root, arguments.overrides)

@@ -11,7 +11,7 @@ import click
 
 from atelier import __version__
 from atelier.cli_options import require_root, root_option, say, with_params
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, is_out_of_memory
 from atelier.pipeline_cli import pipeline, schedule
 from atelier.registry_cli import history, promote, reproduce, rollback, sample
 
@@ -214,4 +214,9 @@ def main() -> Any:
         return 1
     except MemoryError as error:
         say(f"atelier: not enough memory: {error}")
+        return 1
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"atelier: not enough memory for these networks and batches; lower batch, width or latent ({error})")
         return 1

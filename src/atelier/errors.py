@@ -11,3 +11,10 @@ class InputError(AtelierError):
     """Wrong input: a parameter, an argument, a file the user gave."""
 
     exit_code = 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch's says that memory is exhausted: on the CPU it has no class of its own."""
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )

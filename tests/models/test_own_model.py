@@ -2,42 +2,115 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import pytest
 import torch
 
 from atelier import models
+from atelier.errors import AtelierError
 from atelier.models import MODELS, ImageShape, build_networks
+from atelier.models.contract import build_checked_networks
 from atelier.training.method import build_method
 
 README = Path(__file__).parents[2] / "README.md"
+SHAPE = ImageShape(28, 28, 1, 0)
 
 
-@pytest.fixture
-def own_model(monkeypatch: pytest.MonkeyPatch) -> str:
+def code() -> tuple[str, str]:
+    """The file and the entry, as they stand there."""
     _, section = README.read_text().split("## A model of your own\n")
     file, entry = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len((file + entry).splitlines()) < 30
-    module = ModuleType("atelier.models.mine")
-    exec(file, module.__dict__)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return file, entry
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Its file, where it can be changed before it is used."""
+    file, entry = code()
+    path = tmp_path / "mine.py"
+    path.write_text(file)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    importlib.invalidate_caches()
     for name, model in eval(f"{{{entry}}}", vars(models)).items():
         monkeypatch.setitem(MODELS, name, model)
-    return "mine"
+    yield path
+    sys.modules.pop("atelier.models.mine", None)
+
+
+def test_it_passes_the_lint_of_the_project() -> None:
+    file, entry = code()
+    table = f"MODELS = {{\n{entry}}}\n"
+    for text, rules in ((file, []), (table, ["--ignore", "D100,F821"])):  # the table's imports stand elsewhere
+        for command in (["check", *rules], ["format", "--check"]):
+            ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", "src/atelier/models/mine.py", "-"]
+            subprocess.run(ruff, input=text, text=True, check=True, cwd=README.parent)
 
 
 @pytest.mark.parametrize("shape", [ImageShape(28, 28, 1, 0), ImageShape(64, 64, 3, 0)], ids=str)
-def test_it_trains(own_model: str, shape: ImageShape) -> None:
-    entry = MODELS[own_model]
+@pytest.mark.usefixtures("own_model")
+def test_it_trains(shape: ImageShape) -> None:
+    entry = MODELS["mine"]
     recipe = msgspec.structs.replace(entry.recipe, width=4, batch=8)
-    networks = build_networks(own_model, recipe, shape)
+    networks = build_networks("mine", recipe, shape)
     method = build_method(entry, recipe, networks, 0, torch.device("cpu"))
     figures = method.step(torch.rand(8, shape.channels, shape.height, shape.width) * 2 - 1, None)
     assert all(value.isfinite() for value in figures.values())
     images = method.sampling_network()(torch.randn(3, recipe.noise), None)
     assert images.shape == (3, shape.channels, shape.height, shape.width)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def discriminator", "def critic", r"models/mine\.py: has no function 'discriminator'"),
+        (
+            "side * side * width, 1)",
+            "side * width, 1)",
+            r"shapes cannot be multiplied.*, for 2 images of 28×28×1; change .*mine\.py$",
+        ),
+        ("Reshape(side)", "Reshape(sides)", r"name 'sides' is not defined, for .*; change .*mine\.py:13$"),
+        (", nn.Flatten(0))", ")", r"its discriminator gives \(2, 1\) for 2 images of 28×28×1, it must be \(2,\)"),
+        ("4, 2, 1), nn.Tanh", "4, 4, 0), nn.Tanh", r"its generator gives \(2, 1, 56, 56\) .* must be \(2, 1, 28, 28\)"),
+    ],
+)
+def test_a_mistake_in_it_is_told_before_anything_is_trained(own_model: Path, old: str, new: str, message: str) -> None:
+    text = own_model.read_text()
+    assert old in text
+    own_model.write_text(text.replace(old, new))
+    with pytest.raises(AtelierError, match=message):
+        build_checked_networks("mine", MODELS["mine"].recipe, SHAPE)
+
+
+def test_a_file_that_is_not_there_is_named(own_model: Path) -> None:
+    own_model.unlink()
+    with pytest.raises(AtelierError, match=r"src/atelier/models/mine\.py: missing, and MODELS has an entry 'mine'"):
+        build_checked_networks("mine", MODELS["mine"].recipe, SHAPE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_projects_own_and_the_documents_keep_to_the_contract(name: str) -> None:
+    entry = MODELS[name]
+    for labels in (False, True):
+        recipe = msgspec.structs.replace(entry.recipe, labels=labels)
+        build_checked_networks(name, recipe, replace(entry.home, classes=entry.classes(recipe, 10)))
+
+
+def test_the_check_leaves_networks_and_random_numbers_as_they_are() -> None:
+    recipe, found = MODELS["cgan"].recipe, []
+    for build in (build_networks, build_checked_networks):
+        torch.manual_seed(0)
+        networks = build("cgan", recipe, ImageShape(28, 28, 1, 10))
+        assert all(module.training for network in networks.values() for module in network.modules())
+        states = [value for network in networks.values() for value in network.state_dict().values()]
+        found.append([*states, torch.rand(3)])
+    assert all(torch.equal(plain, checked) for plain, checked in zip(*found, strict=True))

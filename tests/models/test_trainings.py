@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,13 @@ def test_a_run_is_one_line_and_gives_a_sampler(run: str, pictures: tuple[Path, P
     images = sampler.draw(5, seed=0)
     assert images.shape == (5, 64, 64, 3)
     assert len({image.tobytes() for image in images}) == 5
+
+
+def test_networks_too_large_for_memory_end_in_one_line(pictures: tuple[Path, Params]) -> None:
+    root, _ = pictures
+    wide = "runs.pokemon-dense.width=100000000"  # a matrix of 5 TB
+    command = [sys.executable, "-m", "atelier", "train", "pokemon-dense", "--root", root, "--set", wide]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("atelier: not enough memory for these networks and batches; lower batch, width or latent (")

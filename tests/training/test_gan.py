@@ -148,7 +148,7 @@ def test_a_packed_discriminator_sees_images_beside_one_another() -> None:
 def test_packs_stay_whole_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atelier.training.gan.Noise", lambda seed, device: SimpleNamespace(world_size=4))
     make(pack=4)
-    with pytest.raises(InputError, match="pack 8: batch 16 does not split over 4 ranks into whole packs.* of 32"):
+    with pytest.raises(InputError, match="pack 8: batch 16 does not split over 4 ranks into whole packs"):
         make(pack=8)
 
 

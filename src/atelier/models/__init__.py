@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+from atelier.errors import AtelierError
 from atelier.models.recipe import GanRecipe, Recipe, VaeRecipe
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def build_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn
 
     The initial weights come from torch's global generator: seed it first.
     """
-    module = _module(name)
+    module = model_module(name)
     if not isinstance(recipe, GanRecipe):
         return {"encoder": module.encoder(recipe, shape), "decoder": module.decoder(recipe, shape)}
     from atelier.models.layers import Packed, spectral_norm
@@ -208,11 +209,13 @@ def build_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn
 def build_sampling_network(name: str, recipe: Recipe, shape: ImageShape) -> nn.Module:
     """Build the network that turns (noise, labels) into images once training is over, with no weights loaded."""
     if isinstance(recipe, GanRecipe):
-        generator: nn.Module = _module(name).generator(recipe, shape)
+        generator: nn.Module = model_module(name).generator(recipe, shape)
         return generator
     from atelier.models.prior import Decoding
 
-    return Decoding(_module(name).decoder(recipe, shape), build_prior(recipe, shape.classes), build_likelihood(recipe))
+    return Decoding(
+        model_module(name).decoder(recipe, shape), build_prior(recipe, shape.classes), build_likelihood(recipe)
+    )
 
 
 def build_prior(recipe: Recipe, classes: int) -> ClassPrior:
@@ -242,5 +245,21 @@ def count_parameters(name: str) -> dict[str, int]:
     }
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"atelier.models.{name.replace('-', '_')}")
+def model_module(name: str) -> ModuleType:
+    """Import the file of a model.
+
+    Raises:
+        AtelierError: if there is none, or it lacks one of its two functions.
+    """
+    file = name.replace("-", "_")
+    try:
+        module = importlib.import_module(f"atelier.models.{file}")
+    except ModuleNotFoundError as error:
+        if error.name != f"atelier.models.{file}":
+            raise
+        raise AtelierError(f"src/atelier/models/{file}.py: missing, and MODELS has an entry '{name}'") from None
+    roles = ("generator", "discriminator") if MODELS[name].method == "gan" else ("encoder", "decoder")
+    for role in roles:
+        if not hasattr(module, role):
+            raise AtelierError(f"src/atelier/models/{file}.py: has no function '{role}'; add it")
+    return module

@@ -25,5 +25,5 @@ def seen_side(side: int) -> int:
 
 
 def widths(side: int, width: int) -> list[int]:
-    """Channels after each halving, doubling from `width` up to a cap."""
-    return [min(width * 2**i, WIDEST) for i in range(halvings(side))]
+    """Channels after each halving, doubling from `width` as long as they are no more than 512."""
+    return [min(width * 2**i, max(WIDEST, width)) for i in range(halvings(side))]

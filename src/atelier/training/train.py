@@ -17,7 +17,7 @@ import atelier
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest, digest_of, to_json, write_json
-from atelier.models import build_networks
+from atelier.models.contract import build_checked_networks
 from atelier.params import Params, Run
 from atelier.pictures import save_png, tile
 from atelier.sampler import Sampler, draw_noise
@@ -87,7 +87,7 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
     config["threads"] = torch.get_num_threads()
 
     torch.manual_seed(run.recipe.seed)
-    networks = synchronise(build_networks(run.model, run.recipe, run.shape), ranks)
+    networks = synchronise(build_checked_networks(run.model, run.recipe, run.shape), ranks)
     for network in networks.values():
         in_microbatches(network, run.recipe.microbatch)
         if run.recipe.compile:
@@ -206,7 +206,8 @@ def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, 
         tenth = int(10 * images / total)
         if tenth > last_tenth and images_per_second:
             left = max(total - images, 0) / images_per_second
-            say(f"{images / 1000:.0f} of {total / 1000:g} kimg, {images_per_second:,.0f} images/s, {left:.0f} s left")
+            kimg = f"{round(images / 1000, 1):g} of {total / 1000:g} kimg"
+            say(f"{kimg}, {images_per_second:,.0f} images/s, {left:.0f} s left")
         last_tenth = max(tenth, last_tenth)
 
     return report
