@@ -73,9 +73,11 @@ def table(params: Params) -> str:
         "Made by `python benchmarks/systems.py --run RUN …` and its `--table`, with the runs of",
         "[systems.yaml](../benchmarks/systems.yaml).",
         "Distances are explained in [evaluation.md](evaluation.md): mean ± standard deviation of three draws, and",
-        "behind the oblique the floor, what real training images get. Pictures were not selected. Pokémon are the",
-        "drawings that `python benchmarks/pokemon_pictures.py` brings, with `prepare.sets.pokemon.test_images=149`.",
-        "Each run had one core (`OMP_NUM_THREADS=1`): on two, sums round otherwise, and a GAN ends a little elsewhere.",
+        "behind the oblique the floor, what real training images get, and in brackets how the digest of the network",
+        "begins that it is measured by: a classifier is trained in each workspace, and figures of two do not compare",
+        "closely. Pictures were not selected. Pokémon are the drawings that `python benchmarks/pokemon_pictures.py`",
+        "brings, with `prepare.sets.pokemon.test_images=149`. On another number of cores sums round otherwise, and a",
+        "GAN ends a little elsewhere: the README's figures are of two, those of `cgan` here of one.",
         "",
         "| run | data | kimg | distance | label agreement | ELBO, nats | nearest training image | pictures |",
         "|---|---|---|---|---|---|---|---|",
@@ -86,8 +88,9 @@ def table(params: Params) -> str:
         row = read_json(KEPT / f"{run}.json")
         distance = next(name for name in FIGURES if name in row and name.startswith("fd_"))
         floor = row[f"floor_{distance}"]["mean"]
+        judge = row["conditions"]["extractors"][distance.removeprefix("fd_")][:4]
         figures = (
-            f"{distance} {row[distance]['mean']:.2f} ± {row[distance]['deviation']:.2f} / {floor:.2f}",
+            f"{distance} {row[distance]['mean']:.2f} ± {row[distance]['deviation']:.2f} / {floor:.2f} ({judge})",
             f"{row['label_agreement']['mean']:.1%}" if "label_agreement" in row else "–",
             f"{row['elbo']['mean']:.1f}" if "elbo" in row else "–",
             f"{row['nearest_train_ratio']['mean']:.2f}",
