@@ -34,7 +34,7 @@ def make(model: str = "vanilla", **changes: Any) -> Gan:
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    return Gan(networks, recipe, torch.device("cpu"))
+    return Gan(networks, recipe, "symmetric", torch.device("cpu"))
 
 
 def images(seed: int = 0) -> Tensor:
@@ -191,10 +191,10 @@ def test_a_penalty_over_ranks_is_refused_where_batch_normalisation_would_make_it
 ) -> None:
     recipe = msgspec.convert(BASE | {"penalty": "r1"}, GanRecipe)
     networks = build_networks("cgan", recipe, ImageShape(16, 16, 1, 0))
-    Gan(networks, recipe, torch.device("cpu"))
+    Gan(networks, recipe, "symmetric", torch.device("cpu"))
     monkeypatch.setattr("atelier.training.gan.Noise", lambda seed, device: SimpleNamespace(world_size=2))
     with pytest.raises(InputError, match="penalty r1: batch normalisation over several ranks"):
-        Gan(networks, recipe, torch.device("cpu"))
+        Gan(networks, recipe, "symmetric", torch.device("cpu"))
 
 
 def test_refine_trains_by_its_gates_from_truncated_noise() -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from atelier.models.prior import ClassPrior
 
 
+DataRange = Literal["symmetric", "unit"]  # images in [-1, 1] or in [0, 1]
+
+
 @dataclass(frozen=True)
 class ImageShape:
     """Height, width and channels of the images of a data set, and its number of classes (0: no labels)."""
@@ -37,7 +40,7 @@ class Model:
 
     recipe: Recipe
     source: str
-    data_range: Literal["symmetric", "unit"]  # images in [-1, 1] or in [0, 1]
+    data_range: DataRange
     labels: Literal["required", "optional", "unused"] = "unused"
     side_multiple: int = 1  # image sides must be a multiple of it
     home: ImageShape = GREY_28  # the images it was made for

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atelier.models import DataRange
 from atelier.training.ranks import Noise
 
 
@@ -17,15 +18,20 @@ def mirror(images: Tensor, noise: Noise) -> Tensor:
     return torch.where(turned, images.flip(3), images)
 
 
-def augment(images: Tensor, names: Iterable[str], noise: Noise) -> Tensor:
+def augment(images: Tensor, names: Sequence[str], noise: Noise, data_range: DataRange) -> Tensor:
     """Change images (n, c, h, w) at random, each by itself, so that gradients flow through the changes.
 
     Real images and fakes alike: the generator is not taught the changes. Zhao et al., "Differentiable augmentation for
-    data-efficient GAN training" (2020), section 3.2 and appendix.
+    data-efficient GAN training" (2020), section 3.2 and appendix; its sizes are of images in [-1, 1], where zero is
+    grey, so those in [0, 1] are changed there and put back.
     """
+    if not names:
+        return images
+    if data_range == "unit":
+        images = 2 * images - 1
     for name in names:
         images = AUGMENTATIONS[name](images, noise)
-    return images
+    return (images + 1) / 2 if data_range == "unit" else images
 
 
 def _colour(images: Tensor, noise: Noise) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from atelier.errors import InputError
+from atelier.models import DataRange
 from atelier.models.recipe import GanRecipe, Recipe
 from atelier.training.augmentation import augment, mirror
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
@@ -24,9 +25,12 @@ GATES = {"real": 0.45, "fake": 0.6, "generator": 0.5}
 class Gan:
     """A generator (noise, labels) → images against a discriminator (images, labels) → logits."""
 
-    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, networks: dict[str, nn.Module], recipe: Recipe, data_range: DataRange, device: torch.device
+    ) -> None:
         assert isinstance(recipe, GanRecipe)
         self.recipe = recipe
+        self.data_range = data_range
         self.device = device
         self.autocast = Autocast(recipe.precision, device)
         self.generator = networks["generator"].to(device).to(memory_format=torch.channels_last)
@@ -123,8 +127,11 @@ class Gan:
         return fakes
 
     def _judge(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        logits: Tensor = self.discriminator(augment(images, self.recipe.augment, self.noise), labels)
+        logits: Tensor = self.discriminator(self._augment(images), labels)
         return logits.float()
+
+    def _augment(self, images: Tensor) -> Tensor:
+        return augment(images, self.recipe.augment, self.noise, self.data_range)
 
     def _descend(self, loss: Tensor, optimizer: Optimizer, part: str) -> None:
         if self.recipe.updates == "gated" and mean_over_ranks(loss.detach()).item() <= GATES[part]:
@@ -135,7 +142,7 @@ class Gan:
 
     def _penalty(self, images: Tensor, fakes: Tensor, labels: Tensor | None) -> Tensor:
         """In fp32: squares of small gradients would be lost in bf16."""
-        images, fakes = (augment(batch.float(), self.recipe.augment, self.noise) for batch in (images, fakes))
+        images, fakes = self._augment(images.float()), self._augment(fakes.float())
 
         def judge(batch: Tensor) -> Tensor:
             logits: Tensor = self.discriminator(batch, labels)

@@ -122,5 +122,5 @@ def build_method(
     from atelier.training.vae import Vae
 
     if entry.method == "gan":
-        return Gan(networks, recipe, device)
+        return Gan(networks, recipe, entry.data_range, device)
     return Vae(networks, recipe, classes, device)
