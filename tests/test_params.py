@@ -65,6 +65,8 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc() -> None:
             "params.yaml: runs.new.real_label: loss 'hinge' has no labels to smooth; leave it out",
         ),
         ("runs.new={dataset: mnist, model: vanilla, labels: true}", "runs.new.labels: model 'vanilla' has no labels"),
+        ("runs.new={dataset: mnist, model: vanilla, lr_hold: 0.5}", "runs.new.lr_hold: has no effect while lr_decay"),
+        ("runs.new={dataset: mnist, model: dense, penalty_weight: 5}", "runs.new.penalty_weight: has no effect while"),
         ("runs.new={dataset: mnist, model: cgan, pack: 2}", "runs.new.pack: images of different labels"),
         ("runs.new={dataset: pokemon, model: cgan, labels: true}", "runs.new.labels: data set 'pokemon' has no labels"),
         ("datasets=[mnst]", "params.yaml: datasets[0]: unknown data set 'mnst'; did you mean 'mnist'?"),

@@ -16,6 +16,9 @@ from atelier.models import MODELS, ImageShape, Model
 from atelier.models.recipe import Count, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
 from atelier.yaml_input import apply_override, convert, nearest, read_yaml
 
+# keys of a recipe without effect while that other key is "none"
+TUNES = {"lr_hold": "lr_decay", "penalty_weight": "penalty", "penalty_every": "penalty"}
+
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One section of `params.yaml`: the parameters of the stage of the same name."""
@@ -234,6 +237,9 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
     changes = {key: value for key, value in entry.items() if key not in RunEntry.__struct_fields__}
     recipe = convert(msgspec.structs.asdict(model.recipe) | changes, type(model.recipe), file, "runs", name)
     run = Run(name, chosen.dataset, info, chosen.model, recipe)
+    for key in [key for key in changes if key in TUNES]:
+        if getattr(recipe, TUNES[key]) == "none":
+            raise InputError(f"{where}.{key}: has no effect while {TUNES[key]} is none; set that too, or leave it out")
     if info.side % model.side_multiple:
         raise InputError(
             f"{where}: model '{chosen.model}' needs an image side that is a multiple of {model.side_multiple}; "
