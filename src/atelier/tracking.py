@@ -1,31 +1,23 @@
-"""MLflow: which store, which run, and feeding a run from a training's journal without ever holding training up."""
+"""MLflow: which store, and which run."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, InputError
-from atelier.files import read_json, write_json
 from atelier.origin import data_input, origin_tags, process_tags
-from atelier.training.journal import read_journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "atelier"
 MARK_TAG = "atelier.mark"  # by which a run is found whose id was not written down
-LINES_PER_BATCH = 100  # MLflow takes 1,000 figures a call; its step is the number of images seen
-POLL_SECONDS = 2.0
 LOCK_SECONDS = 60  # how long a process waits for others that write to the same SQLite file; Python's default is 5
-MACHINE_SECONDS = 10.0  # between two looks at processor, memory, disk, network and GPU
 
 
 def tracking_uri(root: Path) -> str:
@@ -214,154 +206,3 @@ def _log_new_params(mlflow_client: MlflowClient, run_id: str, params: dict[str, 
     new = [Param(key, str(value)) for key, value in params.items() if key not in known]
     if new:
         mlflow_client.log_batch(run_id, params=new)
-
-
-def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing: Path, sent: int) -> int:
-    """Send the journal's lines after the first `sent`, in batches; returns how many lines MLflow now has.
-
-    A line's time is when it was written, so that sending it twice, after an answer that never came, changes nothing:
-    MLflow keeps one of equal (name, step, value, time).
-    """
-    from mlflow.entities import Metric
-
-    lines = read_journal(journal)
-    written = [line["unix"] for line in read_journal(timing)]
-    written += [time.time()] * (len(lines) - len(written))  # a model that came without its times
-    while sent < len(lines):
-        batch = slice(sent, sent + LINES_PER_BATCH)
-        metrics = [
-            Metric(name, value, int(moment * 1000), step=_step(line))
-            for line, moment in zip(lines[batch], written[batch], strict=True)
-            for name, value in line.items()
-            if name != "step"
-        ]
-        mlflow_client.log_batch(run_id, metrics=metrics)
-        sent += len(lines[batch])
-    return sent
-
-
-def _step(line: dict[str, float]) -> int:
-    return round(line["kimg"] * 1000)
-
-
-def lines_sent(mlflow_client: MlflowClient, run_id: str, journal: Path) -> int:
-    """How many of the journal's lines MLflow has: those up to the last step it knows."""
-    history = mlflow_client.get_metric_history(run_id, "kimg")
-    last = max((metric.step for metric in history), default=-1)
-    return sum(_step(line) <= last for line in read_journal(journal))
-
-
-class Feed(threading.Thread):
-    """Feeds an MLflow run from a training's journal, off the training thread; errors wait and try again.
-
-    Args:
-        root: the workspace.
-        name: of the MLflow run.
-        params: what the MLflow run records.
-        folder: holds the journal, the times of its lines, and `mlflow.json`, which names the MLflow run.
-        training: digest of what the training is; `mlflow.json` of another training is not continued.
-        say: tells the person.
-    """
-
-    def __init__(
-        self, root: Path, name: str, params: dict[str, Any], folder: Path, training: str, say: Callable[[str], None]
-    ) -> None:
-        super().__init__(daemon=True, name="mlflow-feed")
-        self.root, self.run_name, self.params, self.training, self.say = root, name, params, training, say
-        self.journal, self.timing, self.record = (
-            folder / file for file in ("journal.jsonl", "timing.jsonl", "mlflow.json")
-        )
-        self.ended, self.given_up = threading.Event(), threading.Event()
-        self.status = "FINISHED"
-        self.complete = False
-        self.machine: Any = None
-
-    def run(self) -> None:
-        """Send until `end` was called and everything is sent, or its time is over."""
-        delay = POLL_SECONDS
-        mlflow_client: MlflowClient | None = None
-        run_id, sent = "", 0
-        while not self.given_up.is_set():
-            last_round = self.ended.is_set()
-            try:
-                if mlflow_client is None:
-                    self._close_former()
-                    run_id = self._ensure_run()
-                    mlflow_client = client(self.root)
-                    self._watch_machine(run_id)
-                    # what a journal held beyond the checkpoint that training went back to, it will hold again
-                    sent = lines_sent(mlflow_client, run_id, self.journal)
-                sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent)
-                if last_round:
-                    self.machine.finish()
-                    mlflow_client.set_terminated(run_id, status=self.status)
-                    self.complete = True
-                    return
-                delay = POLL_SECONDS
-            except InputError as error:
-                self.say(str(error))
-                return
-            except Exception as error:
-                self.say(f"MLflow does not answer ({str(error).splitlines()[0][:120]}); figures wait in the journal")
-                mlflow_client = None
-                delay = min(delay * 2, 60.0)
-            self.ended.wait(delay) if not last_round else time.sleep(min(delay, 5.0))
-
-    def _watch_machine(self, run_id: str) -> None:
-        """Have MLflow's own monitor log what the machine does; an answer it does not get ends it, until the next."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        if self.machine is not None:
-            self.machine.finish()
-        self.machine = SystemMetricsMonitor(run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True)
-        self.machine.start()
-
-    def _close_former(self) -> None:
-        """End the run of a training that was killed and is not gone on from, since this is another one."""
-        if not self.record.is_file() or self._recorded_run() is not None:
-            return
-        mlflow_client, former = client(self.root), read_json(self.record)["run_id"]
-        with contextlib.suppress(Exception):  # another store, or gone
-            if former is not None and mlflow_client.get_run(former).info.status == "RUNNING":
-                mlflow_client.set_terminated(former, status="KILLED")
-
-    def _ensure_run(self) -> str:
-        """The training's run; how it can be found is written down before it is made."""
-        record = self._recorded_run() or {"run_id": None, "training": self.training, "mark": uuid.uuid4().hex}
-        write_json(self.record, record)
-        record["run_id"] = ensure_run(self.root, self.run_name, self.params, record["run_id"], record["mark"])
-        write_json(self.record, record)
-        return str(record["run_id"])
-
-    def _recorded_run(self) -> dict[str, Any] | None:
-        """What was recorded of this training's run; None if nothing, or of another training."""
-        record = read_json(self.record) if self.record.is_file() else {}
-        return record if record.get("training") == self.training else None
-
-    def end(self, status: str, timeout_seconds: float) -> None:
-        """Send what is left and end the run, waiting for at most `timeout_seconds`."""
-        self.status = status
-        self.ended.set()
-        self.join(timeout_seconds)
-        self.given_up.set()
-        if not self.complete:
-            self.say("MLflow has not taken all figures; 'atelier register' sends the rest from the journal")
-
-
-def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, record: Path) -> str:
-    """Make sure that MLflow has the whole journal of an ended training; returns the run's id.
-
-    Args:
-        root: the workspace.
-        name: of the run, if it has to be made.
-        params: what the run records.
-        journal: of the training.
-        record: the folder where the training left the times of the journal's lines and how to find its run.
-    """
-    timing, known = record / "timing.jsonl", record / "mlflow.json"
-    found = read_json(known) if known.is_file() else {}
-    with mlflow_errors(root):
-        run_id = ensure_run(root, name, params, found.get("run_id"), found.get("mark", ""))
-        mlflow_client = client(root)
-        send_journal(mlflow_client, run_id, journal, timing, lines_sent(mlflow_client, run_id, journal))
-    return run_id

@@ -16,12 +16,13 @@ from tqdm import tqdm
 import atelier
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError
+from atelier.feed import Feed
 from atelier.files import atomic_directory, digest, digest_of, to_json, write_json
 from atelier.models.contract import build_checked_networks
 from atelier.params import Params, Run
 from atelier.pictures import save_png, tile
 from atelier.sampler import Sampler, draw_noise
-from atelier.tracking import Feed, run_params
+from atelier.tracking import run_params
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.loop import Terminated, train_loop
