@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network, count_parameters
 from atelier.models.layers import ConvSame, Reshape, truncated_normal, upward
+from atelier.models.refine import Generator as Refine
+from atelier.training.method import build_method
 
 # trainable parameters, from the documents
 COUNTS = {
@@ -78,6 +80,66 @@ def test_every_layer_has_the_shape_of_the_document(name: str) -> None:
         )
         networks[role](inputs)
         assert " ".join(seen) == expected, role
+
+
+# batch, latent, optimisers and order of updates, from the documents; what they do not give is in the docstrings
+KERAS = {"epsilon": 1e-7}
+TRAINED: dict[str, dict[str, object]] = {
+    "vanilla": {"batch": 100, "generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.9},
+    "dense": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5, "updates": "separate"} | KERAS,
+    "refine": {"batch": 50, "generator_lr": 1e-4, "discriminator_lr": 1e-4, "real_label": 0.9, "updates": "gated"},
+    "dcgan": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5},
+    "fashion": {
+        "batch": 512,
+        "kimg": pytest.approx(50 * 117 * 0.512),
+        "latent": 64,
+        "updates": "simultaneous",
+        "generator_lr": 1e-3,
+        "beta1": 0.5,
+        "discriminator_lr": 5e-3,
+        "discriminator_optimizer": "rmsprop",
+        **KERAS,
+    },
+    "cvae-tutorial": {"batch": 32, "kimg": 600, "latent": 2, "lr": 1e-4, "binarise": True, "beta": 1.0} | KERAS,
+    "pokemon-dense": {"kimg": 30, "latent": 32, "lr": 1e-3, "likelihood": "bernoulli", "beta": 1.0} | KERAS,
+    "pokemon-conv": {"kimg": 30, "lr": 1e-3, "likelihood": "bernoulli", "beta": 1.0} | KERAS,
+    "pokemon-gan": {"latent": 100, "generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5} | KERAS,
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_each_is_trained_as_its_document_does(name: str) -> None:
+    recipe = MODELS[name].recipe
+    assert {key: getattr(recipe, key) for key in TRAINED[name]} == TRAINED[name]
+    # what a document does not ask for is not there
+    plain = {"loss": "bce", "penalty": "none", "augment": [], "pack": 1, "spectral_norm": False, "lr_decay": "none"}
+    assert all(getattr(recipe, key, value) == value for key, value in plain.items())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_optimisers_are_those_of_the_recipe(name: str) -> None:
+    networks, shape = networks_of(name)
+    entry = MODELS[name]
+    for optimizer in build_method(entry, entry.recipe, networks, shape.classes, torch.device("cpu")).optimizers():
+        assert optimizer.defaults["eps"] == entry.recipe.epsilon
+        if isinstance(optimizer, torch.optim.RMSprop):
+            assert optimizer.defaults["alpha"] == 0.9
+
+
+@pytest.mark.parametrize("name", ["vanilla", "dense", "fashion", "dcgan", "pokemon-gan"])
+def test_slopes_and_dropout_of_discriminators(name: str) -> None:
+    modules = list(networks_of(name)[0]["discriminator"].modules())
+    slopes = {module.negative_slope for module in modules if isinstance(module, nn.LeakyReLU)}
+    dropout = [module.p for module in modules if isinstance(module, nn.Dropout)]
+    assert slopes == (set() if name == "fashion" else {0.2})
+    assert dropout == {"vanilla": [0.3, 0.3, 0.3], "pokemon-gan": [0.2, 0.4]}.get(name, [])
+
+
+def test_dcgan_starts_from_small_normal_weights() -> None:
+    for network in networks_of("dcgan")[0].values():
+        for name, parameter in network.named_parameters():
+            size = parameter.square().mean().sqrt().item()
+            assert size == (pytest.approx(0.02, rel=0.1) if name.endswith("weight") else 0), name
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -176,3 +238,9 @@ def test_the_command_prints_the_counts(environment: dict[str, str]) -> None:
     )
     assert set(printed) == set(MODELS)
     assert {name: printed[name] for name in COUNTS} == COUNTS
+
+
+def test_refine_resizes_as_tensorflow_1_does() -> None:
+    """Even places are the smaller map's own, odd ones between two, the last repeated: legacy `resize_images`."""
+    resized = Refine(100, ImageShape(2, 2, 1, 0))._resize(torch.tensor([[[[0.0, 4.0], [8.0, 12.0]]]]))
+    assert resized[0, 0].tolist() == [[0, 2, 4, 4], [4, 6, 8, 8], [8, 10, 12, 12], [8, 10, 12, 12]]

@@ -94,6 +94,19 @@ def test_simultaneous_generator_learns_from_the_discriminator_as_it_was() -> Non
     assert not torch.allclose(first.grad, expected[0])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("updates", "order"),
+    [("separate", ["real", "fake", "generator"]), ("gated", ["fake", "generator", "real"])],
+)
+def test_the_parts_of_a_step_come_in_the_documents_order(
+    updates: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[str] = []
+    monkeypatch.setattr(Gan, "_descend", lambda gan, loss, part: parts.append(part))
+    make(updates=updates).step(images(), None)
+    assert parts == order
+
+
 def test_gated_steps_are_left_out_where_the_loss_is_small() -> None:
     gan = make(updates="gated")
     with torch.no_grad():

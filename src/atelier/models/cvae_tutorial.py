@@ -1,8 +1,9 @@
 """`cvae-tutorial`: TensorFlow's "Convolutional Variational Autoencoder" with a latent plane (document 004, question 2).
 
 As there: images binarised at 0.5, one sample of z, log p(x|z) + log p(z) − log q(z|x) as it is at that sample, Adam
-1e-4, batches of 32, ten epochs, Keras' Glorot initialisation, no labels. The document calls it conditional (2.b, 2.d):
-with `labels: true` the one-hot label joins z, and joins the encoder's input as one plane a class.
+1e-4, batches of 32, ten epochs, Keras' Glorot initialisation and ε of 1e-7, no labels. The document calls it
+conditional (2.b, 2.d): with `labels: true` the one-hot label joins z, and joins the encoder's input as one plane a
+class (ten classes: encoder 30,916 parameters, decoder 57,633).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 As there: batches of 512, 117 of them an epoch, 50 epochs; both networks updated at once, from the same fakes and the
 same state; Adam(1e-3, β1 0.5) for the generator, RMSprop(5e-3, ρ 0.9) for the discriminator; Keras' Glorot
-initialisation.
+initialisation and ε of 1e-7.
 """
 
 from torch import nn

@@ -32,6 +32,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it, else fp32
     microbatch: Annotated[int, Meta(ge=0)] = 0  # images a network holds at once, if fewer fit; forward runs twice
     compile: bool = False  # torch.compile: half a minute at the start; pays on a GPU, in long trainings
+    epsilon: Positive = 1e-8  # of Adam and RMSprop; Keras has 1e-7
     ema_half_life_kimg: NotNegative = 0.0  # 0: the last weights are the result
     lr_decay: Literal["none", "linear", "cosine"] = "none"  # how the learning rates fall over `kimg`
     lr_hold: Share = 0.0  # share of `kimg` before `lr_decay` begins
@@ -56,7 +57,7 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
     loss: Literal["bce", "minimax", "least-squares", "hinge", "wasserstein", "relativistic"] = "bce"
     real_label: Annotated[float, Meta(gt=0.5, le=1)] = 1.0  # what D is to say of real images; below 1: smoothing
     # alternating: D, then G on the same fakes; simultaneous: both from one state; separate: D on reals, D on fakes,
-    # then G on new fakes; gated: the same, leaving out each step whose loss is small
+    # then G on new fakes; gated: D on fakes, G, D on reals, leaving out each step whose loss is small
     updates: Literal["alternating", "simultaneous", "separate", "gated"] = "alternating"
     generator_lr: Positive
     discriminator_lr: Positive

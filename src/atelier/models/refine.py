@@ -5,8 +5,8 @@ The document gives the generator to the letter and the discriminator as a figure
 and biases are normal(0, 0.02), truncated at two deviations; the discriminator's biases start at zero.
 
 Batch normalisation has no scale, always uses the statistics of the batch, and its shifts are not trained: that code
-trains variables named "g_", and those are named "bn". Where TensorFlow 1 resized with the corners' grid, images are
-resized with pixel centres here.
+trains variables named "g_", and those are named "bn". Of a step's three parts (fakes, generator, real images) each is
+gated by its loss at that moment, there by those of the step before; one Adam serves the discriminator's two, there two.
 """
 
 import torch
@@ -43,7 +43,9 @@ class Generator(nn.Module):
         return torch.sigmoid(self.conv4(maps))
 
     def _resize(self, maps: Tensor) -> Tensor:
-        return F.interpolate(maps, size=(self.side, self.side), mode="bilinear")
+        """To twice the side on TensorFlow 1's grid: even places are the map's own, odd ones lie between two."""
+        maps = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+        return F.interpolate(maps, size=2 * [self.side + 1], mode="bilinear", align_corners=True)[..., :-1, :-1]
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -18,8 +18,8 @@ from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, ze
 from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
 from atelier.training.ranks import Noise, mean_over_ranks
 
-# "gated": the loss above which each step is made, as in the code that `refine` was taken from
-GATES = {"real": 0.45, "fake": 0.6, "generator": 0.5}
+# "gated": the loss above which each step is made, in their order, as in the code that `refine` was taken from
+GATES = {"fake": 0.6, "generator": 0.5, "real": 0.45}
 
 
 class Gan:
@@ -36,16 +36,18 @@ class Gan:
         self.generator = networks["generator"].to(device).to(memory_format=torch.channels_last)
         self.discriminator = networks["discriminator"].to(device).to(memory_format=torch.channels_last)
         self.ema = Average(self.generator, recipe.ema_half_life_kimg, recipe.batch)
-        betas = (recipe.beta1, recipe.beta2)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), recipe.generator_lr, betas, fused=True)
+        betas, epsilon = (recipe.beta1, recipe.beta2), recipe.epsilon
+        self.generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), recipe.generator_lr, betas, epsilon, fused=True
+        )
         self.discriminator_optimizer: Optimizer
         if recipe.discriminator_optimizer == "adam":
             self.discriminator_optimizer = torch.optim.Adam(
-                self.discriminator.parameters(), recipe.discriminator_lr, betas, fused=True
+                self.discriminator.parameters(), recipe.discriminator_lr, betas, epsilon, fused=True
             )
         else:  # with TensorFlow's ρ: torch's own is 0.99
             self.discriminator_optimizer = torch.optim.RMSprop(
-                self.discriminator.parameters(), recipe.discriminator_lr, alpha=0.9, foreach=True
+                self.discriminator.parameters(), recipe.discriminator_lr, alpha=0.9, eps=epsilon, foreach=True
             )
         self.loss = ADVERSARIAL_LOSSES[recipe.loss]
         self.noise = Noise(recipe.seed, device)
@@ -98,28 +100,27 @@ class Gan:
         return figures | {"generator_loss": generator_loss.detach()}
 
     def _step_by_parts(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """The discriminator on real images, then on fakes, then the generator on new fakes; gated or not."""
-        with self.autocast():
-            real_logits = self._judge(images, labels)
-        real_loss = self.loss.real(real_logits, self.recipe.real_label)
-        self._descend(real_loss, self.discriminator_optimizer, "real")
-
-        with self.autocast(), torch.no_grad():
-            fakes = self._generate(len(images), labels)
-        with self.autocast():
-            fake_logits = self._judge(fakes, labels)
+        """Real images, fakes, and the generator on new fakes, a step each; gated in another order, and not all."""
         assert self.loss.fake is not None  # the recipe refuses a loss of pairs
-        fake_loss = self.loss.fake(fake_logits)
-        self._descend(fake_loss, self.discriminator_optimizer, "fake")
-
-        self.discriminator.requires_grad_(False)
-        with self.autocast():
-            generator_loss = self.loss.generator(None, self._judge(self._generate(len(images), labels), labels))
-        self._descend(generator_loss, self.generator_optimizer, "generator")
+        logits: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        for part in GATES if self.recipe.updates == "gated" else ("real", "fake", "generator"):
+            with self.autocast(), torch.set_grad_enabled(part == "generator"):
+                shown = images if part == "real" else self._generate(len(images), labels)
+            self.discriminator.requires_grad_(part != "generator")
+            with self.autocast():
+                logits[part] = self._judge(shown, labels)
+            if part == "real":
+                losses[part] = self.loss.real(logits[part], self.recipe.real_label)
+            elif part == "fake":
+                losses[part] = self.loss.fake(logits[part])
+            else:
+                losses[part] = self.loss.generator(None, logits[part])
+            self._descend(losses[part], part)
         self.discriminator.requires_grad_(True)
-        return self._figures(real_logits, fake_logits) | {
-            "discriminator_loss": (real_loss + fake_loss).detach(),
-            "generator_loss": generator_loss.detach(),
+        return self._figures(logits["real"], logits["fake"]) | {
+            "discriminator_loss": (losses["real"] + losses["fake"]).detach(),
+            "generator_loss": losses["generator"].detach(),
         }
 
     def _generate(self, count: int, labels: Tensor | None) -> Tensor:
@@ -133,9 +134,10 @@ class Gan:
     def _augment(self, images: Tensor) -> Tensor:
         return augment(images, self.recipe.augment, self.noise, self.data_range)
 
-    def _descend(self, loss: Tensor, optimizer: Optimizer, part: str) -> None:
+    def _descend(self, loss: Tensor, part: str) -> None:
         if self.recipe.updates == "gated" and mean_over_ranks(loss.detach()).item() <= GATES[part]:
             return
+        optimizer = self.generator_optimizer if part == "generator" else self.discriminator_optimizer
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

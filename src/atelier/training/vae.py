@@ -31,7 +31,7 @@ class Vae:
         self.networks = nn.ModuleDict(networks).to(device).to(memory_format=torch.channels_last)
         self.ema = Average(self.networks, recipe.ema_half_life_kimg, recipe.batch)
         self.prior = build_prior(recipe, classes).to(device)
-        self.optimizer = torch.optim.Adam(self.networks.parameters(), recipe.lr, fused=True)
+        self.optimizer = torch.optim.Adam(self.networks.parameters(), recipe.lr, eps=recipe.epsilon, fused=True)
         self.noise = Noise(recipe.seed, device)
         self.beta = recipe.beta
 
