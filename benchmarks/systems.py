@@ -1,12 +1,13 @@
 """Each system of the documents, and the project's own, on the data set it was made for, as a person would train it.
 
     python benchmarks/systems.py --run vanilla dense     # these runs of systems.yaml, by the command `atelier`
-    python benchmarks/systems.py --run pokemon-cgan --set ingest.paths.pokemon=archive.zip
+    python benchmarks/systems.py --run pokemon-cgan --set ingest.paths.pokemon=FOLDER   # pokemon_pictures.py's
     python benchmarks/systems.py --table                 # docs/systems.md of all that have been judged
 
 What a run yields is kept in docs/systems/ when it ends: its figures, fifty pictures, and for `cvae-tutorial` the latent
 plane and the GIF of its training. Budgets are in kimg, so that a slower machine takes longer and shows the same. What
-the workspace (`--root`, the checkout) has already is not made again: remove models/RUN and reports/RUN for that.
+the workspace (`--root`, the checkout) has already is not made again: remove models/RUN and reports/RUN for that. A
+model there that was trained by another recipe is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from atelier.files import read_json, write_json
 from atelier.params import Params, Run, load_params
@@ -50,6 +53,8 @@ def measure(run: Run, root: Path, overrides: list[str]) -> None:
         if not (root / folder / of).exists():
             stage(name, of)
 
+    if read_json(root / "models" / run.name / "config.json")["recipe"] != msgspec.to_builtins(run.recipe):
+        raise SystemExit(f"models/{run.name} was trained by another recipe; remove it and reports/{run.name}")
     report = root / "reports" / run.name
     metrics = read_json(report / "metrics.json")
     row: dict[str, Any] = {"run": run.name, "model": run.model, "dataset": dataset, "kimg": run.recipe.kimg}
@@ -75,9 +80,14 @@ def table(params: Params) -> str:
         "Distances are explained in [evaluation.md](evaluation.md): mean ± standard deviation of three draws, and",
         "behind the oblique the floor, what real training images get, and in brackets how the digest of the network",
         "begins that it is measured by: a classifier is trained in each workspace, and figures of two do not compare",
-        "closely. Pictures were not selected. Pokémon are the drawings that `python benchmarks/pokemon_pictures.py`",
-        "brings, with `prepare.sets.pokemon.test_images=149`. On another number of cores sums round otherwise, and a",
-        "GAN ends a little elsewhere: the README's figures are of two, those of `cgan` here of one.",
+        "closely. Pictures were not selected. On another number of cores sums round otherwise, and a GAN ends a little",
+        "elsewhere: the README's figures are of two, those of `cgan` here of one. Pokémon are 749 drawings from npm:",
+        "",
+        "```sh",
+        "python benchmarks/pokemon_pictures.py pictures   # needs npm and rsvg-convert",
+        "python benchmarks/systems.py --run dcgan --set ingest.paths.pokemon=pictures \\",
+        "  --set prepare.sets.pokemon.test_images=149",
+        "```",
         "",
         "| run | data | kimg | distance | label agreement | ELBO, nats | nearest training image | pictures |",
         "|---|---|---|---|---|---|---|---|",

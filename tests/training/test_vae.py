@@ -49,6 +49,15 @@ def test_a_vae_goes_on_bit_for_bit_from_a_state(changes: dict[str, Any]) -> None
     assert torch.equal(weights(vae), weights(resumed))
 
 
+@pytest.mark.parametrize(("kimg", "beta"), [(0.01, 0.02), (0.25, 0.5), (1.0, 2.0), (3.0, 2.0)])
+def test_beta_grows_over_the_warm_up(kimg: float, beta: float) -> None:
+    growing, fixed = make(beta=2.0, beta_warmup_kimg=1.0), make(beta=beta)
+    for vae in (growing, fixed):
+        vae.set_progress(kimg)
+        vae.step(images(), None)
+    assert torch.equal(weights(growing), weights(fixed))
+
+
 def test_the_sampled_divergence_is_the_closed_one_on_average() -> None:
     vaes = make(), make(divergence="sampled")
     with torch.no_grad():
