@@ -87,7 +87,14 @@ KERAS = {"epsilon": 1e-7}
 TRAINED: dict[str, dict[str, object]] = {
     "vanilla": {"batch": 100, "generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.9},
     "dense": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5, "updates": "separate"} | KERAS,
-    "refine": {"batch": 50, "generator_lr": 1e-4, "discriminator_lr": 1e-4, "real_label": 0.9, "updates": "gated"},
+    "refine": {
+        "batch": 50,
+        "generator_lr": 1e-4,
+        "discriminator_lr": 1e-4,
+        "beta1": 0.9,
+        "real_label": 0.9,
+        "updates": "gated",
+    },
     "dcgan": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5},
     "fashion": {
         "batch": 512,
