@@ -39,6 +39,10 @@ def measure(run: Run, root: Path, overrides: list[str]) -> None:
     dataset = run.dataset
     settings = overrides + ([f"evaluate.samples={SAMPLES[dataset]}"] if dataset in SAMPLES else [])
 
+    config = root / "models" / run.name / "config.json"
+    if config.exists() and read_json(config)["recipe"] != msgspec.to_builtins(run.recipe):
+        raise SystemExit(f"models/{run.name} was trained by another recipe; remove it and reports/{run.name}")
+
     def stage(name: str, of: str) -> None:
         command: list[str | Path] = [sys.executable, "-m", "atelier", name, of, "--root", root, "--params", PARAMS]
         subprocess.run([*command, *(part for value in settings for part in ("--set", value))], check=True)
@@ -53,8 +57,6 @@ def measure(run: Run, root: Path, overrides: list[str]) -> None:
         if not (root / folder / of).exists():
             stage(name, of)
 
-    if read_json(root / "models" / run.name / "config.json")["recipe"] != msgspec.to_builtins(run.recipe):
-        raise SystemExit(f"models/{run.name} was trained by another recipe; remove it and reports/{run.name}")
     report = root / "reports" / run.name
     metrics = read_json(report / "metrics.json")
     row: dict[str, Any] = {"run": run.name, "model": run.model, "dataset": dataset, "kimg": run.recipe.kimg}

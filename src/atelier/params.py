@@ -237,9 +237,9 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
     changes = {key: value for key, value in entry.items() if key not in RunEntry.__struct_fields__}
     recipe = convert(msgspec.structs.asdict(model.recipe) | changes, type(model.recipe), file, "runs", name)
     run = Run(name, chosen.dataset, info, chosen.model, recipe)
-    for key in [key for key in changes if key in TUNES]:
-        if getattr(recipe, TUNES[key]) == "none":
-            raise InputError(f"{where}.{key}: has no effect while {TUNES[key]} is none; set that too, or leave it out")
+    for key, switch in TUNES.items():
+        if key in changes and getattr(recipe, switch) == "none":
+            raise InputError(f"{where}.{key}: has no effect while {switch} is none; set that too, or leave it out")
     if info.side % model.side_multiple:
         raise InputError(
             f"{where}: model '{chosen.model}' needs an image side that is a multiple of {model.side_multiple}; "
