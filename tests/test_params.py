@@ -68,6 +68,7 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc() -> None:
         ("runs.new={dataset: mnist, model: vanilla, lr_hold: 0.5}", "runs.new.lr_hold: has no effect while lr_decay"),
         ("runs.new={dataset: mnist, model: dense, penalty_weight: 5}", "runs.new.penalty_weight: has no effect while"),
         ("runs.new={dataset: mnist, model: cgan, pack: 2}", "runs.new.pack: images of different labels"),
+        ("runs.new={dataset: mnist, model: dense, batch: 8, pack: 8}", "runs.new.pack: batch 8 is one pack"),
         ("runs.new={dataset: pokemon, model: cgan, labels: true}", "runs.new.labels: data set 'pokemon' has no labels"),
         ("datasets=[mnst]", "params.yaml: datasets[0]: unknown data set 'mnst'; did you mean 'mnist'?"),
         ("datasets=[mnist, mnist]", "params.yaml: datasets[1]: 'mnist' is listed twice; remove one"),

@@ -39,6 +39,13 @@ def test_a_run_knows_the_shape_of_data_that_nobody_has_read(tmp_path: Path) -> N
         (["prepare.sets.own.split=first"], "'first' needs train_images and test_images"),
         (["prepare.sets.mnist.classes=[a, b]"], "'mnist' has its own classes"),
         (["prepare.sets.mnist.split=share"], "'mnist' has its own labels and split"),
+        (
+            ["prepare.sets.mnist.train_images=50"],
+            "prepare.sets.mnist.train_images: 'mnist' has its own labels and split",
+        ),
+        (["prepare.sets.own.train_images=50"], "train_images: has no effect with split 'share'; set split: first"),
+        (["prepare.sets.own.split=folders", "prepare.sets.own.test_share=0.3"], "no effect with split 'folders'"),
+        (["prepare.sets.own.file_column=x"], "prepare.sets.own.file_column: has no effect without a CSV"),
         (["ingest.paths={}"], "ingest.paths.own: missing; add the folder or archive"),
         (["ingest.paths.ownn=/x"], "ingest.paths.ownn: unknown data set 'ownn'; did you mean 'own'"),
         (["datasets=[owm]"], "unknown data set 'owm'; did you mean 'own'"),

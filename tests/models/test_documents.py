@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 
+from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network, count_parameters
 from atelier.models.layers import ConvSame, Reshape, truncated_normal, upward
 from atelier.models.refine import Generator as Refine
@@ -219,6 +221,14 @@ def test_refine_is_initialised_as_its_document_says() -> None:
             else:
                 assert 0 < parameter.abs().max() <= 0.04, name
     assert networks["generator"].dense.weight.std().item() == pytest.approx(0.02 * 0.88, rel=0.02)
+
+
+def test_refine_names_the_key_that_leaves_it_without_maps() -> None:
+    recipe = msgspec.structs.replace(MODELS["refine"].recipe, latent=3)
+    with pytest.raises(
+        InputError, match="latent: model 'refine' has latent / 4 maps, and 3 is too few; take 4 or more"
+    ):
+        build_networks("refine", recipe, MODELS["refine"].home)
 
 
 def test_refine_normalises_by_the_batch_when_sampling_too() -> None:

@@ -81,6 +81,23 @@ def test_it_trains(shape: ImageShape) -> None:
         ("Reshape(side)", "Reshape(sides)", r"name 'sides' is not defined, for .*; change .*mine\.py:13$"),
         (", nn.Flatten(0))", ")", r"its discriminator gives \(2, 1\) for 2 images of 28×28×1, it must be \(2,\)"),
         ("4, 2, 1), nn.Tanh", "4, 4, 0), nn.Tanh", r"its generator gives \(2, 1, 56, 56\) .* must be \(2, 1, 28, 28\)"),
+        (
+            ", nn.Tanh())",
+            ")",
+            r"its generator gives values from -.* to .*'symmetric' is \[-1, 1\]; end it in tanh: change",
+        ),
+        (
+            "nn.Tanh()",
+            "nn.Sigmoid()",
+            r"values from .* end it in tanh, or set 'unit' in its entry of MODELS: change .*mine",
+        ),
+        ("from torch import nn\n", "import nothere\n", r"mine\.py: cannot be imported: ModuleNotFoundError: No module"),
+        ("def generator(", "def generator((", r"src/atelier/models/mine\.py:10: cannot be imported: SyntaxError: "),
+        (
+            "shape.height // 4\n    first = nn.Linear",
+            "[1][4]\n    first = nn.Linear",
+            r": IndexError: .* change .*mine\.py:12$",
+        ),
     ],
 )
 def test_a_mistake_in_it_is_told_before_anything_is_trained(own_model: Path, old: str, new: str, message: str) -> None:
@@ -95,6 +112,22 @@ def test_a_file_that_is_not_there_is_named(own_model: Path) -> None:
     own_model.unlink()
     with pytest.raises(AtelierError, match=r"src/atelier/models/mine\.py: missing, and MODELS has an entry 'mine'"):
         build_checked_networks("mine", MODELS["mine"].recipe, SHAPE)
+
+
+def test_a_generator_in_the_other_range_is_told(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_model.is_file()
+    monkeypatch.setitem(MODELS, "mine", replace(MODELS["mine"], data_range="unit"))
+    with pytest.raises(
+        AtelierError, match=r"its generator gives values from -1 to .* 'unit' is \[0, 1\]; end it in a sig"
+    ):
+        build_checked_networks("mine", MODELS["mine"].recipe, SHAPE)
+
+
+def test_a_vae_of_images_below_zero_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = MODELS["cvae-tutorial"]
+    monkeypatch.setitem(MODELS, "cvae-tutorial", replace(entry, data_range="symmetric"))
+    with pytest.raises(AtelierError, match=r"a likelihood is of pixels in \[0, 1\]; set 'unit' in its entry of MODELS"):
+        build_checked_networks("cvae-tutorial", entry.recipe, SHAPE)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -180,5 +180,8 @@ def test_the_gate_against_the_champion(candidate: dict, against: dict, passed: b
 
 
 def test_thresholds_name_what_is_not_measured() -> None:
-    gates = judge(report(1.0), None, Promote(at_most={"fd_classifier": 1}, at_least={"recall": 0.5}))
-    assert [(gate.passed, gate.found) for gate in gates] == [(True, "1 ± 0.1"), (False, "not measured")]
+    gates = judge(report(1.0), None, Promote(at_most={"fd_classifier": 1, "fd_clasifier": 1}, at_least={"recall": 0.5}))
+    assert [gate.passed for gate in gates] == [True, False, False]
+    assert gates[0].found == "1 ± 0.1"
+    assert gates[1].found == "not measured; did you mean 'fd_classifier'?"
+    assert gates[2].found.startswith("not measured; valid: ")

@@ -104,6 +104,9 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 PUBLISHED_AS_ARRAYS = frozenset({"mnist", "fashion-mnist"})  # with their own labels and split
+OF_SPLIT = {"test_share": "share", "train_images": "first", "test_images": "first"}  # what each of them needs
+OF_CSV = ("file_column", "label_column")
+LABELS_AND_SPLIT = {"labels", "split", *OF_SPLIT, *OF_CSV}
 
 
 def describe(name: str, settings: SetSettings | None, where: str) -> DatasetInfo | None:
@@ -115,7 +118,7 @@ def describe(name: str, settings: SetSettings | None, where: str) -> DatasetInfo
         where: the entry's key, for messages.
 
     Raises:
-        InputError: if the settings contradict one another.
+        InputError: if the settings contradict one another, or one has no effect.
     """
     published = DATASETS.get(name)
     if settings is None:
@@ -129,7 +132,7 @@ def describe(name: str, settings: SetSettings | None, where: str) -> DatasetInfo
         published = DatasetInfo(**{"title": name, **values})
     elif classes:
         raise InputError(f"{where}.classes: '{name}' has its own classes; remove it")
-    elif name in PUBLISHED_AS_ARRAYS and (own := {"labels", "split", "test_share"} & values.keys()):
+    elif name in PUBLISHED_AS_ARRAYS and (own := LABELS_AND_SPLIT & values.keys()):
         raise InputError(f"{where}.{min(own)}: '{name}' has its own labels and split; remove it")
     info = replace(published, **values)
     if classes:
@@ -140,4 +143,12 @@ def describe(name: str, settings: SetSettings | None, where: str) -> DatasetInfo
         raise InputError(f"{where}.labels: needs classes, the names of the labels; add classes or remove labels")
     if info.split == "first" and not (info.train_images and info.test_images):
         raise InputError(f"{where}.split: 'first' needs train_images and test_images; add them")
+    for key, split in OF_SPLIT.items():
+        if key in values and info.split != split:
+            raise InputError(
+                f"{where}.{key}: has no effect with split '{info.split}'; set split: {split}, or remove it"
+            )
+    for key in OF_CSV:
+        if key in values and info.labels == "folders":
+            raise InputError(f"{where}.{key}: has no effect without a CSV; set labels to its name, or remove it")
     return info

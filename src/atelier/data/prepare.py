@@ -216,7 +216,8 @@ def _check_splits(info: DatasetInfo, splits: dict[Split, dict[str, Any]]) -> Non
     for split in SPLITS:
         if not splits[split]["images"]:
             raise AtelierError(
-                f"{info.title}: none of {train + test} pictures is for '{split}'; add pictures, or split otherwise"
+                f"{info.title}: none of {train + test} pictures is for '{split}'; add pictures, or set split or "
+                "test_share of prepare.sets"
             )
     for name, count in zip(info.class_names, splits["train"].get("by_class", ()), strict=False):
         if not count:

@@ -46,7 +46,10 @@ def reference(dataset: str, params: Params, root: Path, say: Callable[[str], Non
     train, test = open_split(root, dataset, "train"), shuffled_test(root, dataset)
     for split, images in (("train", train.images), ("test", test.images)):
         if len(images) < FEWEST_REAL:
-            raise InputError(f"{dataset}: {len(images)} {split} images are too few to judge by, {FEWEST_REAL} needed")
+            raise InputError(
+                f"{dataset}: {len(images)} {split} images are too few to judge by, {FEWEST_REAL} needed; add "
+                f"pictures, or set prepare.sets.{dataset}.test_share"
+            )
     published = {name: find_weights(name, params, root) for name in names if name != "classifier"}
     target = reference_folder(root, dataset)
     with atomic_directory(target) as folder:

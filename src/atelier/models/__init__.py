@@ -257,15 +257,19 @@ def model_module(name: str) -> ModuleType:
     """Import the file of a model.
 
     Raises:
-        AtelierError: if there is none, or it lacks one of its two functions.
+        AtelierError: if there is none, it cannot be imported, or it lacks one of its two functions.
     """
     file = name.replace("-", "_")
     try:
         module = importlib.import_module(f"atelier.models.{file}")
-    except ModuleNotFoundError as error:
-        if error.name != f"atelier.models.{file}":
-            raise
-        raise AtelierError(f"src/atelier/models/{file}.py: missing, and MODELS has an entry '{name}'") from None
+    except Exception as error:  # whatever the code of a model of one's own may raise
+        if isinstance(error, ModuleNotFoundError) and error.name == f"atelier.models.{file}":
+            raise AtelierError(f"src/atelier/models/{file}.py: missing, and MODELS has an entry '{name}'") from None
+        place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        words = error.msg if isinstance(error, SyntaxError) else error
+        raise AtelierError(
+            f"src/atelier/models/{file}.py{place}: cannot be imported: {type(error).__name__}: {words}; mend it"
+        ) from None
     roles = ("generator", "discriminator") if MODELS[name].method == "gan" else ("encoder", "decoder")
     for role in roles:
         if not hasattr(module, role):

@@ -5,31 +5,33 @@ from __future__ import annotations
 import traceback
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atelier.errors import AtelierError, is_out_of_memory
-from atelier.models import ImageShape, build_networks, model_module
+from atelier.models import MODELS, ImageShape, build_networks, model_module
 from atelier.models.recipe import GanRecipe, Recipe
+
+FAR_OUT = 1000.0  # noise so large that a generator without a bound shows it, trained or not
 
 
 def build_checked_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
-    """Build the networks of a model, and pass a small batch of zeros through each as it is, drawing nothing.
+    """Build the networks of a model, and pass a small batch through each as it is, drawing nothing.
 
     Raises:
-        AtelierError: if a network fails or gives something of another shape; the line names the model's file.
+        AtelierError: if a network fails, gives something of another shape, or images outside the model's data range;
+            the line names the model's file.
     """
     pack = recipe.pack if isinstance(recipe, GanRecipe) else 1
     count = 2 * pack
     batch = f"{count} images of {shape.height}×{shape.width}×{shape.channels}"
     try:
         networks = build_networks(name, recipe, shape)
-        outputs = {role: _pass_zeros(role, network, count, recipe, shape) for role, network in networks.items()}
-    except (RuntimeError, TypeError, ValueError, NameError, AttributeError) as error:
-        if is_out_of_memory(error):
+        outputs = {role: _pass(role, network, count, recipe, shape) for role, network in networks.items()}
+        shapes = {role: [tuple(part.shape) for part in output] for role, output in outputs.items()}
+    except Exception as error:  # whatever the code of a model of one's own may raise
+        if isinstance(error, AtelierError) or is_out_of_memory(error):
             raise
-        raise AtelierError(
-            f"model '{name}': {str(error).splitlines()[0]}, for {batch}; change {_place(name, error)}"
-        ) from None
+        raise AtelierError(f"model '{name}': {_first_line(error)}, for {batch}; change {_place(name, error)}") from None
     image = (count, shape.channels, shape.height, shape.width)
     expected: dict[str, list[tuple[int, ...]]] = {
         "generator": [image],
@@ -37,20 +39,21 @@ def build_checked_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict
         "encoder": [(count, recipe.latent), (count, recipe.latent)],
         "decoder": [image],
     }
-    for role, found in outputs.items():
+    for role, found in shapes.items():
         if found != expected[role]:
             raise AtelierError(
                 f"model '{name}': its {role} gives {_words(found)} for {batch}, it must be "
                 f"{_words(expected[role])}; change {_place(name, None)}"
             )
+    _check_range(name, outputs)
     return networks
 
 
 @torch.no_grad()
-def _pass_zeros(role: str, network: nn.Module, count: int, recipe: Recipe, shape: ImageShape) -> list[tuple[int, ...]]:
-    """The shapes of what a network gives; its state and the random numbers stay as they were."""
+def _pass(role: str, network: nn.Module, count: int, recipe: Recipe, shape: ImageShape) -> tuple[Tensor, ...]:
+    """What a network gives for far-out noise or black images; its state and the random numbers stay as they were."""
     inputs = (
-        torch.zeros(count, recipe.latent)
+        torch.linspace(-FAR_OUT, FAR_OUT, count * recipe.latent).view(count, recipe.latent)
         if role in ("generator", "decoder")
         else torch.zeros(count, shape.channels, shape.height, shape.width)
     )
@@ -58,7 +61,32 @@ def _pass_zeros(role: str, network: nn.Module, count: int, recipe: Recipe, shape
     with torch.random.fork_rng(devices=[]):
         output = network.eval()(inputs, labels)
     network.train()
-    return [tuple(part.shape) for part in (output if isinstance(output, tuple) else (output,))]
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _check_range(name: str, outputs: dict[str, tuple[Tensor, ...]]) -> None:
+    data_range = MODELS[name].data_range
+    if "decoder" in outputs:
+        if data_range != "unit":
+            raise AtelierError(
+                f"model '{name}': data_range is '{data_range}', and a likelihood is of pixels in [0, 1]; set 'unit' in "
+                "its entry of MODELS"
+            )
+        return  # whatever number a decoder gives is a logit
+    low, high = (float(bound) for bound in outputs["generator"][0].aminmax())
+    found = f"model '{name}': its generator gives values from {low:.3g} to {high:.3g}, and data_range '{data_range}' is"
+    lowest, end = (-1, "tanh") if data_range == "symmetric" else (0, "a sigmoid")
+    if not (low >= lowest and high <= 1):
+        raise AtelierError(f"{found} [{lowest}, 1]; end it in {end}: change {_place(name, None)}")
+    if low >= 0 > lowest:
+        raise AtelierError(
+            f"{found} [-1, 1]; end it in tanh, or set 'unit' in its entry of MODELS: change {_place(name, None)}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    words = str(error).splitlines()[0] if str(error) else "fails"
+    return words if isinstance(error, RuntimeError | NameError) else f"{type(error).__name__}: {words}"
 
 
 def _place(name: str, error: Exception | None) -> str:

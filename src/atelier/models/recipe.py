@@ -86,6 +86,10 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
             raise ValueError(f"penalty: '{self.penalty}' differentiates twice, {key} cannot; leave one out")
         if self.batch % self.pack:
             raise ValueError(f"pack: batch {self.batch} is not a multiple of {self.pack}; change one")
+        if self.pack == self.batch:
+            raise ValueError(
+                f"pack: batch {self.batch} is one pack, batch normalisation needs two; take {self.batch // 2} or less"
+            )
         if self.pack > 1 and self.microbatch:
             raise ValueError("pack: does not go with microbatch, whose pieces would part a pack; leave one out")
         if self.microbatch in (1, 2):

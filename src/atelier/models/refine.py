@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.errors import InputError
 from atelier.models import ImageShape
 from atelier.models.layers import ConvSame, Flatten, Reshape, Unconditional, truncated_normal
 from atelier.models.recipe import Recipe
@@ -66,6 +67,8 @@ def _initialise(network: nn.Module, biases: bool) -> nn.Module:
 
 def generator(recipe: Recipe, shape: ImageShape) -> nn.Module:
     """z → 56×56×1 → 28×28×50 → 56×56 → 28×28×25 → 56×56 → 28×28×1."""
+    if recipe.latent < 4:
+        raise InputError(f"latent: model 'refine' has latent / 4 maps, and {recipe.latent} is too few; take 4 or more")
     return _initialise(Generator(recipe.latent, shape), biases=True)
 
 

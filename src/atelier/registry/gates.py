@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from atelier.evaluation.reports import Report, figures, higher_is_better, why_not_comparable
 from atelier.params import Promote
+from atelier.yaml_input import nearest
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def judge(candidate: Report, champion: Report | None, settings: Promote) -> list
 
 def _threshold(report: Report, metric: str, rule: str, limit: float) -> Gate:
     if metric not in figures(report):
-        return Gate(metric, f"{rule} {limit:g}", "not measured", False)
+        return Gate(metric, f"{rule} {limit:g}", f"not measured{nearest(metric, figures(report))}", False)
     mean = report[metric]["mean"]
     return Gate(
         metric, f"{rule} {limit:g}", _figure(report, metric), mean <= limit if rule == "at most" else mean >= limit
