@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network, count_parameters
 from atelier.models.layers import ConvSame, Reshape, truncated_normal, upward
-from atelier.models.refine import Generator as Refine
+from atelier.models.refine import twice_the_side
 from atelier.training.method import build_method
 
 # trainable parameters, from the documents
@@ -259,5 +259,5 @@ def test_the_command_prints_the_counts(environment: dict[str, str]) -> None:
 
 def test_refine_resizes_as_tensorflow_1_does() -> None:
     """Even places are the smaller map's own, odd ones between two, the last repeated: legacy `resize_images`."""
-    resized = Refine(100, ImageShape(2, 2, 1, 0))._resize(torch.tensor([[[[0.0, 4.0], [8.0, 12.0]]]]))
+    resized = twice_the_side(torch.tensor([[[[0.0, 4.0], [8.0, 12.0]]]]))
     assert resized[0, 0].tolist() == [[0, 2, 4, 4], [4, 6, 8, 8], [8, 10, 12, 12], [8, 10, 12, 12]]

@@ -26,9 +26,9 @@ class Generator(nn.Module):
 
     def __init__(self, latent: int, shape: ImageShape) -> None:
         super().__init__()
-        self.side = 2 * shape.height
-        self.dense = nn.Linear(latent, self.side**2)
-        self.reshape = Reshape(self.side)
+        side = 2 * shape.height
+        self.dense = nn.Linear(latent, side**2)
+        self.reshape = Reshape(side)
         self.norm1 = _norm(1)
         self.conv2 = ConvSame(1, latent // 2)
         self.norm2 = _norm(latent // 2)
@@ -39,14 +39,25 @@ class Generator(nn.Module):
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Generate images; labels are not used."""
         maps = F.relu(self.norm1(self.reshape(self.dense(truncated_normal(noise)))))
-        maps = self._resize(F.relu(self.norm2(self.conv2(maps))))
-        maps = self._resize(F.relu(self.norm3(self.conv3(maps))))
+        maps = twice_the_side(F.relu(self.norm2(self.conv2(maps))))
+        maps = twice_the_side(F.relu(self.norm3(self.conv3(maps))))
         return torch.sigmoid(self.conv4(maps))
 
-    def _resize(self, maps: Tensor) -> Tensor:
-        """To twice the side on TensorFlow 1's grid: even places are the map's own, odd ones lie between two."""
-        maps = F.pad(maps, (0, 1, 0, 1), mode="replicate")
-        return F.interpolate(maps, size=2 * [self.side + 1], mode="bilinear", align_corners=True)[..., :-1, :-1]
+
+def twice_the_side(maps: Tensor) -> Tensor:
+    """Maps (n, c, h, w) → (n, c, 2h, 2w), bilinear on TensorFlow 1's grid: even places are the map's own.
+
+    Odd ones are the mean of their neighbours, the last is the one before it. `F.interpolate` has no such grid; padding
+    for it and cutting off what is too much halves the speed of the whole step.
+    """
+    return _twice(_twice(maps.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
+
+
+def _twice(maps: Tensor, dim: int) -> Tensor:
+    """Twice as long in `dim`: behind each place its mean with the next."""
+    last = maps.shape[dim] - 1
+    following = torch.cat([maps.narrow(dim, 1, last), maps.narrow(dim, last, 1)], dim)
+    return torch.stack([maps, (maps + following) / 2], dim + 1).flatten(dim, dim + 1)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
