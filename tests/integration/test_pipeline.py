@@ -131,7 +131,7 @@ def test_killed_in_every_stage_it_ends_in_the_same_state_as_without(
     killed = make_checkout(tmp_path, environment, mnist_files, only_run="mnist-cgan")
     seconds_into_stage = {
         "ingest": 0.3,
-        "prepare": 0.5,
+        "prepare": 0.3,
         "reference": 4,
         "train": 6,
         "evaluate": 4,
