@@ -22,6 +22,7 @@ SYSTEMS = CHECKOUT / "benchmarks" / "systems.yaml"
 def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A file of benchmarks/, imported as it is when it is run."""
     monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # which it would leave set
     spec = importlib.util.spec_from_file_location(
         f"benchmark_{request.param}", CHECKOUT / f"benchmarks/{request.param}.py"
     )
