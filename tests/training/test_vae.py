@@ -98,6 +98,17 @@ def test_binarised_images_are_learned_as_zeros_and_ones() -> None:
     assert torch.equal(seen[0] == 1, images() > 0.5)
 
 
+def test_the_prior_is_fitted_to_what_the_encoder_was_trained_on() -> None:
+    vae = make(binarise=True, prior_components=2)
+    vae.step(images(), None)
+    seen: list[Tensor] = []
+    vae.ema.network.get_submodule("encoder").register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0])
+    )
+    vae.finish(lambda: [(images(), None)])
+    assert torch.equal(seen[0], (images() > 0.5).float())
+
+
 def test_the_tutorial_is_trained_as_its_document_says() -> None:
     recipe = MODELS["cvae-tutorial"].recipe
     assert isinstance(recipe, VaeRecipe)

@@ -39,8 +39,7 @@ class Vae:
         """One step on the negative ELBO; figures are in nats an image."""
         if self.recipe.mirror:
             images = mirror(images, self.noise)
-        if self.recipe.binarise:
-            images = (images > 0.5).float()
+        images = self._binarised(images)
         noise = self.noise.normal(len(images), self.recipe.latent)
         with self.autocast():
             mean, log_variance = (part.float() for part in self.networks["encoder"](images, labels))
@@ -61,6 +60,9 @@ class Vae:
             "reconstruction": reconstruction.detach(),
             "divergence": divergence.detach(),
         }
+
+    def _binarised(self, images: Tensor) -> Tensor:
+        return (images > 0.5).float() if self.recipe.binarise else images
 
     def set_progress(self, kimg: float) -> None:
         """Set the learning rate and the weight of the divergence in force after `kimg`."""
@@ -87,7 +89,7 @@ class Vae:
         encoder = self.ema.network.get_submodule("encoder")
         means, all_labels = [], []
         for images, labels in batches():
-            means.append(encoder(images, labels)[0])
+            means.append(encoder(self._binarised(images), labels)[0])
             if labels is not None:
                 all_labels.append(labels)
         self.prior.fit(torch.cat(means), torch.cat(all_labels) if all_labels else None, self.recipe.seed)
