@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.models import MODELS, ImageShape, build_networks
+from atelier.models.layers import Unconditional
 from atelier.training.method import build_method
 from atelier.training.microbatches import in_microbatches
 
@@ -60,6 +61,16 @@ def test_running_figures_move_once_a_piece() -> None:
     torch.testing.assert_close(network.norm.running_mean, by_hand.norm.running_mean)
     torch.testing.assert_close(network.norm.running_var, by_hand.norm.running_var)
     assert network.norm.momentum == by_hand.norm.momentum
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fakes_without_gradients_are_drawn_in_pieces_too_but_samples_are_not(training: bool) -> None:
+    network = in_microbatches(Unconditional(nn.Linear(3, 3)), 4).train(training)
+    pieces: list[int] = []
+    network[0].register_forward_hook(lambda module, inputs, output: pieces.append(len(inputs[0])))  # type: ignore[index]
+    with torch.no_grad():
+        network(torch.randn(8, 3))
+    assert pieces == ([4, 4] if training else [8])
 
 
 def test_a_copy_uses_its_own_weights() -> None:

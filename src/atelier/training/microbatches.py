@@ -31,7 +31,7 @@ class _InMicrobatches(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Any:
         """What the network itself returns: a tensor of n rows, or several."""
-        if len(inputs) <= self.microbatch or not torch.is_grad_enabled():
+        if len(inputs) <= self.microbatch or not self.training:
             return super().forward(inputs, labels)
         count = -(-len(inputs) // self.microbatch)  # as even as can be: no piece of a single image
         pieces = inputs.tensor_split(count)
