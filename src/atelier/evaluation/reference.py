@@ -48,7 +48,7 @@ def reference(dataset: str, params: Params, root: Path, say: Callable[[str], Non
         if len(images) < FEWEST_REAL:
             raise InputError(
                 f"{dataset}: {len(images)} {split} images are too few to judge by, {FEWEST_REAL} needed; add "
-                f"pictures, or set prepare.sets.{dataset}.test_share"
+                f"pictures, or change how prepare.sets.{dataset} splits them"
             )
     published = {name: find_weights(name, params, root) for name in names if name != "classifier"}
     target = reference_folder(root, dataset)
