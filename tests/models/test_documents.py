@@ -91,13 +91,14 @@ TRAINED: dict[str, dict[str, object]] = {
     "dense": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5, "updates": "separate"} | KERAS,
     "refine": {
         "batch": 50,
+        "kimg": pytest.approx(50_000 * 0.050),
         "generator_lr": 1e-4,
         "discriminator_lr": 1e-4,
         "beta1": 0.9,
         "real_label": 0.9,
         "updates": "gated",
     },
-    "dcgan": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5},
+    "dcgan": {"generator_lr": 2e-4, "discriminator_lr": 2e-4, "beta1": 0.5, "updates": "simultaneous"},
     "fashion": {
         "batch": 512,
         "kimg": pytest.approx(50 * 117 * 0.512),

@@ -19,7 +19,7 @@ from own_pictures import write_pictures
 SMALL = "kimg: 0.064, batch: 16"
 SOME_OF_EVERYTHING = {
     "r3gan": "model: cgan, loss: relativistic, penalty: r1-r2, penalty_every: 2",
-    "wgan-gp": "model: vanilla, loss: wasserstein, penalty: interpolated, beta1: 0.0",
+    "wgan-gp": "model: vanilla, loss: wasserstein, penalty: interpolated, beta1: 0.0, discriminator_steps: 3",
     "few": "model: cgan, loss: hinge, spectral_norm: true, augment: [colour, translation, cutout], mirror: true",
     "packed": "model: dense, pack: 8, updates: alternating, penalty: r1, beta1: 0",
     "gaussian": "model: cvae, likelihood: gaussian, mirror: true",

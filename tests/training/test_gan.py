@@ -53,6 +53,7 @@ EVERY_KIND: list[dict[str, Any]] = [
     {"pack": 4, "penalty": "r1", "spectral_norm": True},
     {"loss": "relativistic", "penalty": "r1-r2", "penalty_every": 2, "ema_half_life_kimg": 0.1},
     {"loss": "wasserstein", "penalty": "interpolated"},
+    {"loss": "relativistic", "discriminator_steps": 2},
     {"augment": ["colour", "translation", "cutout"], "mirror": True, "real_label": 0.9},
 ]
 
@@ -92,6 +93,18 @@ def test_simultaneous_generator_learns_from_the_discriminator_as_it_was() -> Non
     other.step(images(), None)  # alternating: it learns from the discriminator after its step
     first = next(other.generator.parameters())
     assert not torch.allclose(first.grad, expected[0])  # type: ignore[arg-type]
+
+
+def test_the_generator_learns_once_in_so_many_steps_of_the_discriminator() -> None:
+    gan = make(discriminator_steps=3)
+    learned = []
+    for step in range(6):
+        before = weights(gan.generator), weights(gan.discriminator)
+        gan.set_progress(step * 16 / 1000)
+        gan.step(images(step), None)
+        learned.append(not torch.equal(before[0], weights(gan.generator)))
+        assert not torch.equal(before[1], weights(gan.discriminator))
+    assert learned == [False, False, True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +148,30 @@ def test_a_lazy_penalty_comes_every_so_many_steps_and_so_many_times_stronger() -
     always, now, not_now = gradients
     torch.testing.assert_close(now - not_now, 4 * (always - not_now), rtol=1e-3, atol=1e-5)
     assert (always - not_now).abs().max() > 1e-4
+
+
+def test_a_penalty_is_on_gradients_by_the_images_before_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    gan = make(penalty="r1", penalty_weight=1.0)
+    plain = gan._penalty(images(), images(), None)
+    first = gan.discriminator[1]  # type: ignore[index]
+    assert isinstance(first, nn.Linear)
+    with torch.no_grad():
+        first.weight.div_(3)
+    monkeypatch.setattr("atelier.training.gan.augment", lambda images, *settings: 3 * images)
+    torch.testing.assert_close(gan._penalty(images(), images(), None), plain)
+
+
+def test_a_pack_is_interpolated_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[Tensor] = []
+
+    def penalty(judge: Any, reals: Tensor, fakes: Tensor, share: Tensor) -> Tensor:
+        shares.append(share)
+        return judge(reals).sum()
+
+    monkeypatch.setattr("atelier.training.gan.interpolated_penalty", penalty)
+    make(pack=4, penalty="interpolated").step(images(), None)
+    assert (shares[0].view(4, 4) == shares[0].view(4, 4)[:, :1]).all()
+    assert len(shares[0].unique()) == 4
 
 
 def test_spectral_norm_bounds_every_layer() -> None:
@@ -184,6 +221,7 @@ def test_figures_say_what_the_documents_ask() -> None:
     [
         ({"updates": "gated", "penalty": "r1"}, "penalty: 'r1' does not go with updates: gated"),
         ({"updates": "separate", "loss": "relativistic"}, "loss: 'relativistic' does not go with updates: separate"),
+        ({"updates": "gated", "discriminator_steps": 5}, "discriminator_steps: does not go with updates: gated"),
         ({"loss": "hinge", "real_label": 0.9}, "real_label: loss 'hinge' has no labels to smooth"),
         ({"compile": True, "penalty": "r1"}, "penalty: 'r1' differentiates twice, compile cannot"),
         ({"microbatch": 4, "penalty": "r1"}, "penalty: 'r1' differentiates twice, microbatch cannot"),

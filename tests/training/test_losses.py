@@ -78,6 +78,17 @@ def test_penalties_of_a_linear_discriminator_are_known() -> None:
     assert interpolated_penalty(judge, images, -images, share).item() == pytest.approx(16)
 
 
+def test_penalties_of_packs_are_of_what_has_one_logit() -> None:
+    weight = torch.tensor([3.0, 4.0])
+
+    def judge(images: Tensor) -> Tensor:
+        return (images.flatten(1) * weight).sum(1).view(-1, 2).sum(1)
+
+    images = torch.randn(6, 1, 1, 2)
+    assert zero_centred_penalty(judge, images).item() == pytest.approx(0.5 * 50)
+    assert interpolated_penalty(judge, images, -images, torch.rand(6)).item() == pytest.approx((50**0.5 - 1) ** 2)
+
+
 def test_interpolated_images_lie_between_real_and_fake() -> None:
     seen: list[Tensor] = []
 

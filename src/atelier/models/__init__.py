@@ -115,7 +115,7 @@ MODELS: dict[str, Model] = {
     ),
     "refine": Model(
         recipe=GanRecipe(
-            kimg=1000,
+            kimg=2500,  # 50,000 steps
             batch=50,
             latent=100,
             width=32,
@@ -130,7 +130,15 @@ MODELS: dict[str, Model] = {
         side_multiple=4,
     ),
     "dcgan": Model(
-        recipe=GanRecipe(kimg=1000, batch=64, latent=100, width=64, generator_lr=2e-4, discriminator_lr=2e-4),
+        recipe=GanRecipe(
+            kimg=1000,
+            batch=64,
+            latent=100,
+            width=64,
+            updates="simultaneous",
+            generator_lr=2e-4,
+            discriminator_lr=2e-4,
+        ),
         source="document 001: transposed convolutions, colour images of 64 by 64",
         data_range="symmetric",
         side_multiple=8,

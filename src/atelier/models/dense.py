@@ -1,8 +1,9 @@
 """`dense`: "Concevoir votre première architecture GAN", a dense generator against convolutions (document 003, 2 and 3).
 
 As there: Keras' Glorot initialisation, Adam(2e-4, β1 0.5, ε 1e-7) for both, and per batch a step of the discriminator
-on real images, one on fakes, and one of the generator on new fakes (section 5). The document does not give the batch;
-it is 64 here. What is logged as the discriminator's loss is the sum of its two; the document prints their mean.
+on real images, one on fakes, and one of the generator on new fakes (section 5). The document does not give the batch
+or the budget; 64 and 3,000 kimg here. What is logged as the discriminator's loss is the sum of its two; the document
+prints their mean.
 
 On digits it collapses when it is trained as there: within 20 kimg all noise gives nearly one picture, which wanders and
 never spreads. The discriminator's last layer sums over places what two convolutions see there, with

@@ -2,7 +2,7 @@
 
 The notebook the document names has a dense autoencoder 12288 → 64 → 32 → 64 → 12288; the document says variational,
 so the middle layer gives a mean and a log-variance of 32 numbers each (encoder 790,656 parameters, decoder 800,832).
-Adam with Keras' ε of 1e-7, binary cross-entropy and 50 epochs as there; it does not give the batch, 32 here.
+Adam with Keras' ε of 1e-7, binary cross-entropy and 50 epochs as there. The batch is 32, which Keras takes unasked.
 """
 
 import math

@@ -1,7 +1,8 @@
 """`pokemon-gan`: the notebook's GAN on Pokémon (document 004, last question).
 
 Layers as there, without batch normalisation; its author: "did not produce intelligent results". Adam 2e-4 with β1 0.5
-for both, Keras' ε of 1e-7 and its Glorot initialisation as there; it does not give the batch, 32 here.
+for both, Keras' ε of 1e-7 and its Glorot initialisation as there. The document does not give the batch, the order of
+steps or the budget: 32 here, the discriminator and then the generator on the same fakes, 60 kimg.
 """
 
 from torch import nn

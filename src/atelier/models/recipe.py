@@ -59,6 +59,7 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
     # alternating: D, then G on the same fakes; simultaneous: both from one state; separate: D on reals, D on fakes,
     # then G on new fakes; gated: D on fakes, G, D on reals, leaving out each step whose loss is small
     updates: Literal["alternating", "simultaneous", "separate", "gated"] = "alternating"
+    discriminator_steps: Count = 1  # to each of the generator, of "alternating" updates; WGAN-GP has 5
     generator_lr: Positive
     discriminator_lr: Positive
     discriminator_optimizer: Literal["adam", "rmsprop"] = "adam"
@@ -79,6 +80,8 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
             raise ValueError(f"loss: 'relativistic' does not go with updates: {self.updates}; change one")
         if by_parts and self.penalty != "none":
             raise ValueError(f"penalty: '{self.penalty}' does not go with updates: {self.updates}; change one")
+        if self.discriminator_steps > 1 and self.updates != "alternating":
+            raise ValueError(f"discriminator_steps: does not go with updates: {self.updates}; change one")
         if self.real_label < 1 and self.loss not in ("bce", "minimax", "least-squares"):
             raise ValueError(f"real_label: loss '{self.loss}' has no labels to smooth; leave it out")
         if self.penalty != "none" and (self.compile or self.microbatch):

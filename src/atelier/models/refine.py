@@ -1,8 +1,8 @@
 """`refine`: a generator that begins at twice the image's side and refines it by convolutions (document 000).
 
 The document gives the generator to the letter and the discriminator as a figure; its layers, the batch of 50, Adam
-1e-4, labels of 0.9 for real images and the gated updates are those of the published code it was taken from. Weights
-and biases are normal(0, 0.02), truncated at two deviations; the discriminator's biases start at zero.
+1e-4, labels of 0.9 for real images, the gated updates and their 50,000 steps are those of the published code it was
+taken from. Weights and biases are normal(0, 0.02), truncated at two deviations; the discriminator's biases begin at 0.
 
 Batch normalisation has no scale, always uses the statistics of the batch, and its shifts are not trained: that code
 trains variables named "g_", and those are named "bn". Of a step's three parts (fakes, generator, real images) each is

@@ -2,7 +2,8 @@
 
 The document gives three hidden layers each way, LeakyReLU, dropout and sigmoid for the discriminator, tanh for the
 generator, binary cross-entropy as the mean over a batch, Adam 2e-4 for both. It is silent on the widths (256, 512,
-1024), the slope (0.2), the dropout (0.3), the batch (100), the latent size (100) and the initialisation (torch's own).
+1024), the slope (0.2), the dropout (0.3), the batch (100), the latent size (100), the initialisation (torch's own),
+the order of steps (the discriminator, then the generator on the same fakes) and the budget (6,000 kimg).
 It has the generator maximise the discriminator's loss, which `loss: minimax` does; here it is the non-saturating
 cross-entropy, that of fakes labelled real: the other hardly learns while the discriminator is ahead.
 

@@ -72,9 +72,11 @@ class Gan:
         return figures
 
     def _step_jointly(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """The discriminator on real images and fakes, then the generator on the same fakes."""
-        with self.autocast():
+        """The discriminator on real images and fakes, then the generator on the same fakes, if it is its turn."""
+        turn = (self.steps + 1) % self.recipe.discriminator_steps == 0
+        with self.autocast(), torch.set_grad_enabled(turn):
             fakes = self._generate(len(images), labels)
+        with self.autocast():
             real_logits = self._judge(images, labels)
             fake_logits = self._judge(fakes.detach(), labels)
         discriminator_loss = self.loss.discriminator(real_logits, fake_logits, self.recipe.real_label)
@@ -86,6 +88,9 @@ class Gan:
         discriminator_loss.backward()
         if self.recipe.updates == "alternating":
             self.discriminator_optimizer.step()
+        if not turn:
+            generator_loss = self.loss.generator(real_logits if self.loss.fake is None else None, fake_logits)
+            return figures | {"generator_loss": generator_loss.detach()}
 
         self.discriminator.requires_grad_(False)
         with self.autocast():
@@ -143,15 +148,15 @@ class Gan:
         optimizer.step()
 
     def _penalty(self, images: Tensor, fakes: Tensor, labels: Tensor | None) -> Tensor:
-        """In fp32: squares of small gradients would be lost in bf16."""
-        images, fakes = self._augment(images.float()), self._augment(fakes.float())
+        """In fp32: squares of small gradients would be lost in bf16. By the images as they are before `augment`."""
+        images, fakes = images.float(), fakes.float()
 
         def judge(batch: Tensor) -> Tensor:
-            logits: Tensor = self.discriminator(batch, labels)
-            return logits
+            return self._judge(batch, labels)
 
         if self.recipe.penalty == "interpolated":
-            penalty = interpolated_penalty(judge, images, fakes, self.noise.uniform(len(images)))
+            share = self.noise.uniform(len(images) // self.recipe.pack).repeat_interleave(self.recipe.pack)
+            penalty = interpolated_penalty(judge, images, fakes, share)
         else:
             penalty = zero_centred_penalty(judge, images)
             if self.recipe.penalty == "r1-r2":

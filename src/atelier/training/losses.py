@@ -85,13 +85,14 @@ ADVERSARIAL_LOSSES = {
 
 
 def gradient_norms(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Squared norm (n,) of the gradient of each image's logit by the image, to be differentiated again.
+    """Squared norm of the gradient of each logit by its image, or by its pack of them, to be differentiated again.
 
     With batch normalisation an image moves the logits of the others too: then it is the gradient of their sum.
     """
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
-    return gradient.flatten(1).square().sum(1)
+    logits = discriminator(images)
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.flatten(1).square().sum(1).view(len(logits), -1).sum(1)
 
 
 def zero_centred_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
