@@ -63,6 +63,10 @@ def _check_keys(section: dict[Any, Any], where: str) -> None:
             raise InputError(f"{where}: {key}: a key must be text; write it in quotes")
         if isinstance(value, dict):
             _check_keys(value, f"{where}: {key}")
+        if value is None:
+            raise InputError(
+                f"{where}: {key}: is empty; give a value, in quotes if it begins with '#', or leave the key out"
+            )
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -84,6 +88,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         section[last] = _yaml().load(text)
     except YAMLError:
         raise InputError(f"--set {override}: '{text}' is not a YAML value") from None
+    _check_keys({last: section[last]}, f"--set {override}")
 
 
 def convert(value: Any, kind: type[T], file: str, *path: str) -> T:
