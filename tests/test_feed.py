@@ -149,6 +149,13 @@ def test_a_line_sent_twice_is_there_once(training: Training) -> None:
     assert_complete(training, "RUNNING")
 
 
+def test_a_time_whose_line_is_not_written_yet_holds_nothing_up(training: Training) -> None:
+    training.write(5)
+    append(training.timing, {"kimg": 3.0, "unix": time.time()})
+    training.feed().end("FINISHED", 10)
+    assert_complete(training)
+
+
 def test_another_training_gets_another_run(training: Training) -> None:
     training.write(2)
     training.feed("one").end("KILLED", 60)

@@ -32,7 +32,7 @@ def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing
     from mlflow.entities import Metric
 
     lines = read_journal(journal)
-    written = [line["unix"] for line in read_journal(timing)]
+    written = [line["unix"] for line in read_journal(timing)][: len(lines)]  # a time is written before its line
     written += [time.time()] * (len(lines) - len(written))  # a model that came without its times
     while sent < len(lines):
         batch = slice(sent, sent + LINES_PER_BATCH)
