@@ -53,16 +53,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
-    _check_keys(raw, str(file))
+    _check_entries(raw, str(file))
     return raw
 
 
-def _check_keys(section: dict[Any, Any], where: str) -> None:
+def _check_entries(section: dict[Any, Any], where: str) -> None:
     for key, value in section.items():
         if not isinstance(key, str):
             raise InputError(f"{where}: {key}: a key must be text; write it in quotes")
         if isinstance(value, dict):
-            _check_keys(value, f"{where}: {key}")
+            _check_entries(value, f"{where}: {key}")
         if value is None:
             raise InputError(
                 f"{where}: {key}: is empty; give a value, in quotes if it begins with '#', or leave the key out"
@@ -88,7 +88,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         section[last] = _yaml().load(text)
     except YAMLError:
         raise InputError(f"--set {override}: '{text}' is not a YAML value") from None
-    _check_keys({last: section[last]}, f"--set {override}")
+    _check_entries({last: section[last]}, f"--set {override}")
 
 
 def convert(value: Any, kind: type[T], file: str, *path: str) -> T:

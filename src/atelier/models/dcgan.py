@@ -2,9 +2,10 @@
 
 The document gives the generator's maps, the first ReLU, in section 4 the loss, maximise log D(G(z)), and in section 5
 plain gradient ascent of both networks from one state. It is silent on kernels and on the discriminator. Here, after
-Radford et al. (2016): ReLU and tanh, a discriminator of strided convolutions with LeakyReLU 0.2 that mirrors the
-generator, weights N(0, 0.02), Adam 2e-4 with β1 0.5; unlike theirs, neither network has batch normalisation, which the
-document does not mention. Transposed convolutions are k4 s2, the last convolution k3, the batch 64, 1,000 kimg.
+Radford et al. (2016): ReLU and tanh, a discriminator of strided convolutions k4 with LeakyReLU 0.2 that mirrors the
+generator, weights N(0, 0.02) and biases zero, Adam 2e-4 with β1 0.5; unlike theirs, neither network has batch
+normalisation, which the document does not mention. Transposed convolutions are k4 s2, the last convolution k3, the
+batch 64, the budget 1,000 kimg.
 """
 
 from torch import nn

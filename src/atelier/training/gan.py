@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,10 +151,7 @@ class Gan:
     def _penalty(self, images: Tensor, fakes: Tensor, labels: Tensor | None) -> Tensor:
         """In fp32: squares of small gradients would be lost in bf16. By the images as they are before `augment`."""
         images, fakes = images.float(), fakes.float()
-
-        def judge(batch: Tensor) -> Tensor:
-            return self._judge(batch, labels)
-
+        judge = partial(self._judge, labels=labels)
         if self.recipe.penalty == "interpolated":
             share = self.noise.uniform(len(images) // self.recipe.pack).repeat_interleave(self.recipe.pack)
             penalty = interpolated_penalty(judge, images, fakes, share)
