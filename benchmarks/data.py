@@ -27,7 +27,7 @@ from PIL import Image
 from atelier.data import pack
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
 
 PROJECT = Path(__file__).parents[1]
 DIFFERENT_PICTURES = 2000  # listed again and again: drawing 20,000 takes longer than all the rest
@@ -42,8 +42,8 @@ evaluate: {extractors: []}
 
 
 def mnist() -> dict[str, float]:
+    from atelier.config import load_params
     from atelier.data.prepare import prepare
-    from atelier.params import load_params
 
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "data" / "raw"
@@ -68,8 +68,8 @@ def write_pngs(folder: Path, count: int, side: int) -> None:
 
 def ingested(root: Path, count: int, side: int) -> Params:
     # not above: a worker that decodes pictures imports this file, and the command's own file imports next to nothing
+    from atelier.config import load_params
     from atelier.data.ingest import ingest
-    from atelier.params import load_params
 
     source = root / "source"
     source.mkdir(parents=True)

@@ -33,6 +33,7 @@ import torch
 from public_baseline import BASELINE, OwnLoop, baseline_networks
 from torch import nn
 
+from atelier.config import load_params
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.evaluation.distances import MomentsAccumulator
 from atelier.evaluation.draws import labels_like
@@ -40,7 +41,6 @@ from atelier.evaluation.reference import load_reference
 from atelier.files import read_json, write_json
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.recipe import Recipe
-from atelier.params import load_params
 from atelier.pictures import save_png, tile
 from atelier.sampler import Sampler
 from atelier.training.batches import TrainingImages

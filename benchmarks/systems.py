@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
+from atelier.config import Params, Run, load_params
 from atelier.files import read_json, write_json
-from atelier.params import Params, Run, load_params
 from atelier.pictures import save_png, tile
 from atelier.sampler import Sampler
 

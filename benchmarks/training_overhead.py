@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atelier.config import Train
 from atelier.data.arrays import PreparedSplit
 from atelier.models import MODELS, ImageShape, build_networks
-from atelier.params import Train
 from atelier.pictures import save_png, tile
+from atelier.ranks import Ranks
 from atelier.sampler import draw_noise, to_uint8
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.gan import Gan
 from atelier.training.loop import train_loop
 from atelier.training.method import build_method
-from atelier.training.ranks import Ranks
 
 CASES = {"cgan 28": ("cgan", 28, 1, 10), "cgan 64": ("cgan", 64, 3, 10), "vanilla 28": ("vanilla", 28, 1, 0)}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from atelier.files import write_json
-from atelier.training.journal import read_journal
+from atelier.journal import read_journal
 
 MEMORY = """
 import re, sys, msgspec, numpy as np, torch

@@ -11,7 +11,7 @@ def close_runs(status: PipelineTaskFinalStatus) -> None:
     import os
     from pathlib import Path
 
-    from atelier.origin import PIPELINE_RUN
-    from atelier.runs import close_pipeline_runs
+    from atelier.tracking.origin import PIPELINE_RUN
+    from atelier.tracking.runs import close_pipeline_runs
 
     print(f"{status.state}; MLflow runs closed: {close_pipeline_runs(Path.cwd(), os.environ[PIPELINE_RUN])}")

@@ -20,7 +20,7 @@ def compare(
     summary: Output[Artifact],
 ) -> str:
     """Write the report over all runs, which shows on Kubeflow's page of the run; returns its digest."""
-    from atelier.workspace import run_stage
+    from atelier.pipelines.workspace import run_stage
 
     inputs = [*models, *records, *reports, *versions]
     outputs = {"reports/index.html": page, "reports/summary.json": summary}

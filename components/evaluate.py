@@ -22,7 +22,7 @@ def evaluate(
     pictures: Output[HTML],
 ) -> str:
     """Judge a trained run; returns the report's digest. Figures and pictures show on Kubeflow's page of the run."""
-    from atelier.workspace import log_figures, run_stage, write_page
+    from atelier.pipelines.workspace import log_figures, run_stage, write_page
 
     name = run["name"]
     inputs = [*data, *measures, model]

@@ -18,7 +18,7 @@ def ingest(
     raw: Output[Dataset],
 ) -> str:
     """Raw files of a data set, as dvc.lock of a commit has them or fetched and verified; returns their digest."""
-    from atelier.workspace import ingest_version, run_stage
+    from atelier.pipelines.workspace import ingest_version, run_stage
 
     outputs = {f"data/raw/{dataset}": raw}
     if revision or dvc_remote:

@@ -21,7 +21,7 @@ def params(
     params: Output[Artifact],
 ) -> None:
     """Write `params.yaml` from the pipeline's parameters; a run is its entry and its name."""
-    from atelier.workspace import write_params
+    from atelier.pipelines.workspace import write_params
 
     entries = {run["name"]: {key: value for key, value in run.items() if key != "name"} for run in runs}
     values = {

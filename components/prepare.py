@@ -18,7 +18,7 @@ def prepare(
     contact_sheet: Output[HTML],
 ) -> str:
     """Turn raw files into arrays, labels, a card and a contact sheet; returns their digest."""
-    from atelier.workspace import run_stage, write_page
+    from atelier.pipelines.workspace import run_stage, write_page
 
     digest = run_stage("prepare", dataset, params, {"prepare": prepare}, [raw], {f"data/prepared/{dataset}": data})
     write_page(contact_sheet, dataset, data, ["contact-sheet.png"])

@@ -18,7 +18,7 @@ def reference(
     measure: Output[Artifact],
 ) -> str:
     """Make what distances on a data set are measured with; returns its digest."""
-    from atelier.workspace import run_stage
+    from atelier.pipelines.workspace import run_stage
 
     sections = {"evaluate": evaluate, "reference": reference}
     return run_stage("reference", dataset, params, sections, [data], {f"reference/{dataset}": measure})

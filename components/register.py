@@ -18,7 +18,7 @@ def register(
     version: Output[Artifact],
 ) -> str:
     """Make a run a version in the MLflow registry; returns a digest of what describes the version."""
-    from atelier.workspace import run_stage
+    from atelier.pipelines.workspace import run_stage
 
     name = run["name"]
     inputs = [model, record, report]

@@ -19,7 +19,7 @@ def train(
     record: Output[Artifact],
 ) -> str:
     """Train a run by one process or one a GPU; returns a digest of the model and the record of its training."""
-    from atelier.workspace import run_stage
+    from atelier.pipelines.workspace import run_stage
 
     name = run["name"]
     outputs = {f"models/{name}": model, f"runs/{name}": record}

@@ -11,7 +11,7 @@ from atelier.errors import InputError
 from atelier.files import write_atomic
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
 
 IMAGE_BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 

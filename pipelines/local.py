@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
-from atelier.origin import PIPELINE_RUN
+from atelier.pipelines.workspace import PLACE, place
 from atelier.tracking import client, experiment_id, tracking_uri
-from atelier.workspace import PLACE, place
+from atelier.tracking.origin import PIPELINE_RUN
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
-    from atelier.params import Params
+    from atelier.config import Params
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 

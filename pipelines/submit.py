@@ -14,7 +14,7 @@ from atelier.files import digest
 from atelier.pipelines.compiling import Options, arguments, compile_pipeline
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
     from atelier.pipelines.server import Server
 
 NAME = "atelier-training"

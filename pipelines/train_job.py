@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from atelier.errors import InputError
-from atelier.origin import PIPELINE_RUN
 from atelier.pipelines.launcher import Job, Launcher, api_client, job_name
-from atelier.workspace import WORKSPACES, Artifact, errors_in_one_line, fill, take, workspace
+from atelier.pipelines.workspace import WORKSPACES, Artifact, errors_in_one_line, fill, take, workspace
+from atelier.tracking.origin import PIPELINE_RUN
 
 RUNTIME = "atelier-torch"  # a TrainingRuntime of deploy/
 

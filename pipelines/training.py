@@ -18,7 +18,7 @@ from atelier.components.reference import reference as reference_stage
 from atelier.components.register import register as register_stage
 from atelier.components.train import train as train_stage
 from atelier.components.train_on_nodes import train_on_nodes
-from atelier.workspace import WORKSPACES
+from atelier.pipelines.workspace import WORKSPACES
 
 NAME = "atelier-training"
 RETRIES = 2

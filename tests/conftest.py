@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atelier.config import load_params
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.data.sources import mnist
 from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reference import reference
 from atelier.files import digest, read_json, write_json
-from atelier.params import load_params
 from atelier.training.train import train
 
 PROJECT = Path(__file__).parents[1]

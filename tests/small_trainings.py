@@ -15,7 +15,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from atelier.files import digest, write_json
-from atelier.training.journal import read_journal
+from atelier.journal import read_journal
 
 HANG_SECONDS = 180
 PARAMS: dict[str, Any] = {

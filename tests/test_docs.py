@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 from ruamel.yaml import YAML
 
+from atelier.config import load_params
 from atelier.files import read_json
-from atelier.params import load_params
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SYSTEMS = CHECKOUT / "benchmarks" / "systems.yaml"

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from atelier.components.params import params
+from atelier.config import Promote, load_params
 from atelier.files import read_json
-from atelier.params import Promote, load_params
 from atelier.pipelines.compiling import arguments
 
 pytestmark = pytest.mark.processes

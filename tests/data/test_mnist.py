@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atelier.config import Params, load_params
 from atelier.data.ingest import ingest
 from atelier.data.sources import idx, mnist
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
-from atelier.params import Params, load_params
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atelier.config import Params, load_params
 from atelier.data.arrays import open_split, read_card
 from atelier.data.check import check
 from atelier.data.images import Form, render
@@ -20,7 +21,6 @@ from atelier.data.prepare import prepare
 from atelier.data.sources import idx
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest, write_json
-from atelier.params import Params, load_params
 from own_pictures import picture, write_params, write_pictures
 
 PROJECT = Path(__file__).parents[2]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atelier.config import Params, load_params
+from atelier.config.catalogue import DATASETS, POKEMON_TYPES
 from atelier.data.arrays import open_split, read_card
-from atelier.data.catalogue import DATASETS, POKEMON_TYPES
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.errors import AtelierError, InputError
@@ -20,7 +21,6 @@ from atelier.evaluation.compare import compare
 from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reference import reference
 from atelier.files import folder_digest, read_json
-from atelier.params import Params, load_params
 from atelier.registry.register import register
 from atelier.sampler import Sampler
 from atelier.training.train import train

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atelier.config import load_params
 from atelier.data.arrays import open_split, read_card
 from atelier.data.prepare import prepare
 from atelier.data.sources import idx
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
-from atelier.params import load_params
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 

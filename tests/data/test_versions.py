@@ -13,7 +13,7 @@ import pytest
 from atelier.data.versions import pull
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest, write_json
-from atelier.workspace import ingest_version
+from atelier.pipelines.workspace import ingest_version
 from own_pictures import write_pictures
 
 pytestmark = pytest.mark.processes

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from atelier.config import load_params
 from atelier.evaluation.compare import compare, with_deviation
 from atelier.evaluation.narrative import narrative
 from atelier.files import read_json, write_json
-from atelier.params import load_params
 
 # what a person would see: nothing cut off sideways, every picture there, nothing asked of the network
 LOOK = """

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import load_params
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reports import FLOOR, figures, why_not_comparable
 from atelier.files import folder_digest, read_json
-from atelier.params import load_params
 from atelier.pictures import load_png
 
 BOTH = {

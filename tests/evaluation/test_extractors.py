@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from atelier.config import Params, load_params
 from atelier.errors import AtelierError
 from atelier.evaluation import extractors
 from atelier.evaluation.distances import MomentsAccumulator, frechet_distance
 from atelier.evaluation.extractors import Inception, Lite0
 from atelier.evaluation.weights import INCEPTION, find_weights
 from atelier.files import digest
-from atelier.params import Params, load_params
 from own_pictures import picture_array
 
 PARAMS = """

@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from atelier.config import Params, load_params
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation import weights
 from atelier.evaluation.weights import INCEPTION, LITE0, ensure_weights, find_weights
 from atelier.files import digest, digest_of
-from atelier.params import Params, load_params
 
 CONTENT = b"weights of the right digest"
 PARAMS = """

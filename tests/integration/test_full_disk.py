@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import Params, load_params
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.files import folder_digest
-from atelier.params import Params, load_params
 from atelier.training import checkpoints
 from own_pictures import picture, write_params, write_pictures
 from small_trainings import Training, images_seen, make_workspace, newest_checkpoint

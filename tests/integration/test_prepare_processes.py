@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import load_params
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.errors import InputError
 from atelier.files import folder_digest
-from atelier.params import load_params
 from atelier.sampler import Sampler
 from atelier.training.train import train
 from own_pictures import picture, write_params, write_pictures

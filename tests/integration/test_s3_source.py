@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from seaweed import s3_client
 
+from atelier.config import load_params
 from atelier.data.ingest import ingest
 from atelier.data.sources import bring
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest
-from atelier.params import load_params
 from own_pictures import write_params, write_pictures
 
 pytestmark = pytest.mark.processes

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from seaweed import s3_client
 
+from atelier.config import load_params
 from atelier.errors import AtelierError
 from atelier.evaluation import weights
 from atelier.evaluation.weights import INCEPTION, find_weights
 from atelier.files import digest_of
-from atelier.params import load_params
 
 pytestmark = pytest.mark.processes
 CONTENT = b"weights of the right digest"

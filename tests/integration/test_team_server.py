@@ -16,11 +16,11 @@ import pytest
 import requests
 from registries import add_version, assert_one_champion, promote_at_once, report
 
+from atelier.config import Promote, load_params
 from atelier.errors import AtelierError
 from atelier.evaluation.compare import compare
 from atelier.evaluation.evaluate import evaluate
 from atelier.files import read_json
-from atelier.params import Promote, load_params
 from atelier.registry.history import alias_version
 from atelier.registry.promote import promote, read, rollback
 from atelier.registry.register import register

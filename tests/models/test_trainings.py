@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import Params, load_params
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.models import MODELS
-from atelier.params import Params, load_params
 from atelier.sampler import Sampler
 from atelier.training.train import train
 from own_pictures import write_pictures

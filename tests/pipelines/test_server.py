@@ -11,8 +11,8 @@ import pytest
 from kubeflow_server import KubeflowServer, kubeflow_server
 
 from atelier.cli import main
+from atelier.config import load_params
 from atelier.errors import InputError
-from atelier.params import load_params
 from atelier.pipelines import schedule, server, submit
 from atelier.pipelines.compiling import Options, compile_pipeline
 

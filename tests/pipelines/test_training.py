@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from atelier.cli import main
-from atelier.params import load_params
+from atelier.config import load_params
 from atelier.pipelines.compiling import Options, arguments, compile_pipeline
 from atelier.pipelines.training import CREDENTIAL_KEYS, NEEDS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from atelier.config import Promote
 from atelier.errors import AtelierError
-from atelier.params import Promote
 from atelier.registry.history import alias_version, history_name
 from atelier.registry.lineage import METRICS_TAG
 from atelier.registry.promote import promote, read

@@ -22,9 +22,9 @@ import requests
 from mlflow.exceptions import MlflowException
 from registries import report
 
+from atelier.config import Promote, load_params
 from atelier.errors import AtelierError
 from atelier.files import folder_digest, read_json
-from atelier.params import Promote, load_params
 from atelier.pictures import png_bytes
 from atelier.registry.copy import ORIGIN_TAG
 from atelier.registry.gates import judge

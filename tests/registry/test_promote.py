@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from registries import add_version, assert_one_champion, promote_at_once, report
 
+from atelier.config import Promote
 from atelier.errors import AtelierError, InputError
-from atelier.params import Promote
 from atelier.registry.gates import judge
 from atelier.registry.history import Change, alias_version, append, read_history, replay
 from atelier.registry.promote import promote, read, rollback

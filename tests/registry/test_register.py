@@ -10,10 +10,11 @@ import mlflow
 import numpy as np
 import pytest
 
+from atelier.config import Params, Promote, load_params
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.compare import compare
 from atelier.files import read_json, write_json
-from atelier.params import Params, Promote, load_params
+from atelier.journal import read_journal
 from atelier.registry import package
 from atelier.registry import register as module
 from atelier.registry.promote import promote, read, rollback
@@ -22,7 +23,6 @@ from atelier.registry.reproduce import reproduce
 from atelier.registry.sample import sample
 from atelier.sampler import Sampler
 from atelier.tracking import client
-from atelier.training.journal import read_journal
 
 PREDICT = """
 import sys, mlflow, numpy, pandas

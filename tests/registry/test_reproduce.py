@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import load_params
 from atelier.data.arrays import dvc_md5
 from atelier.files import folder_digest
-from atelier.params import load_params
 from atelier.registry.lineage import COMMIT_TAG, DATA_TAG
 from atelier.registry.register import register
 from atelier.tracking import client

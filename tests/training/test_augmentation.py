@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atelier.ranks import Noise
 from atelier.training.augmentation import AUGMENTATIONS, augment, mirror
-from atelier.training.ranks import Noise
 
 
 def noise(seed: int = 0) -> Noise:

@@ -14,7 +14,7 @@ from atelier.pictures import Images
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atelier.data.catalogue import Fit
+    from atelier.config.catalogue import Fit
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 SMALLEST_SIDE = 8

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from atelier.config import Ingest, Params
 from atelier.data import pack
 from atelier.data.sources import idx
 from atelier.data.sources.archive import Entry, LeftOut, Limits, open_source
@@ -18,7 +19,6 @@ from atelier.data.sources.fashion_mnist import FASHION_MNIST
 from atelier.data.sources.mnist import MNIST
 from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest
-from atelier.params import Ingest, Params
 
 Say = Callable[[str], None]
 ARRAYS: dict[str, idx.IdxSet] = {published.dataset: published for published in (MNIST, FASHION_MNIST)}

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from atelier.data.catalogue import DatasetInfo
+from atelier.config.catalogue import DatasetInfo
 from atelier.data.pack import PackedFile, PackReader
 from atelier.data.sources.archive import LeftOut
 from atelier.errors import AtelierError

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atelier.config import Params
+from atelier.config.catalogue import DATASETS, PUBLISHED_AS_ARRAYS, DatasetInfo
 from atelier.data import pack
 from atelier.data.arrays import SPLITS, Split, SplitWriter, prepared_folder
-from atelier.data.catalogue import DATASETS, PUBLISHED_AS_ARRAYS, DatasetInfo
 from atelier.data.images import Form, resize_all
 from atelier.data.labels import find_labels
 from atelier.data.render import render_all
@@ -20,7 +21,6 @@ from atelier.data.sources import idx
 from atelier.data.sources.archive import NOT_A_PICTURE, LeftOut
 from atelier.errors import AtelierError, InputError
 from atelier.files import atomic_directory, digest, write_json
-from atelier.params import Params
 from atelier.pictures import Images, save_png, tile
 from atelier.progress import bar, watch
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from atelier.config import Params
 from atelier.errors import InputError
 from atelier.evaluation.charts import curves_svg, over_training_svg
 from atelier.evaluation.narrative import narrative
 from atelier.evaluation.reports import FLOOR, figures, higher_is_better, metric_name
 from atelier.files import read_json, write_atomic, write_json
-from atelier.params import Params
-from atelier.training.journal import read_journal
+from atelier.journal import read_journal
 
 PICTURES = {
     "grid.png": "Samples, a row a class if it knows classes: the first ones, not chosen.",

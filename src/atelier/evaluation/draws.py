@@ -11,8 +11,8 @@ import torch
 from atelier.evaluation.extractors import Extractor
 from atelier.evaluation.judge import Extracted, Labels
 from atelier.pictures import Images
+from atelier.ranks import Ranks
 from atelier.sampler import CHUNK, Sampler
-from atelier.training.ranks import Ranks
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 

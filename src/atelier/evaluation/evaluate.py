@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from atelier.config import Evaluate, Params
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.errors import InputError
 from atelier.evaluation.classifier import accuracy_score
@@ -23,12 +24,11 @@ from atelier.evaluation.reference import Reference, load_reference, shuffled_tes
 from atelier.evaluation.report_files import write_over_training, write_pictures, write_plots
 from atelier.evaluation.reports import FLOOR, metric_name
 from atelier.files import atomic_directory, write_json
-from atelier.params import Evaluate, Params
+from atelier.journal import read_journal
 from atelier.pictures import Images
 from atelier.progress import watch
+from atelier.ranks import Ranks, join_ranks
 from atelier.sampler import Sampler
-from atelier.training.journal import read_journal
-from atelier.training.ranks import Ranks, join_ranks
 
 KEPT_FAKES = 10_000  # for what needs the images themselves, at most
 NEIGHBOURS = 5  # training images shown beside a fake

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from atelier.config import Params
 from atelier.data.arrays import PreparedSplit, open_split, read_card
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.classifier import accuracy_score, train_classifier
@@ -23,7 +24,6 @@ from atelier.evaluation.memorisation import nearest_training_images
 from atelier.evaluation.reports import metric_name
 from atelier.evaluation.weights import find_weights
 from atelier.files import atomic_directory, digest, read_json, write_json
-from atelier.params import Params
 from atelier.progress import watch
 
 REAL_FEATURES = 10_000  # kept, at most; the moments are of all

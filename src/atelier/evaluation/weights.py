@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from atelier.config import Params
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
-from atelier.params import Params
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from atelier.config import Run
 from atelier.evaluation.reports import FLOOR, Report, figures
-from atelier.params import Run
 
 DESCRIPTION_LIMIT = 5000  # characters that MLflow's database keeps
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from atelier.config import Promote
+from atelier.config.reading import nearest
 from atelier.evaluation.reports import Report, figures, higher_is_better, why_not_comparable
-from atelier.params import Promote
-from atelier.yaml_input import nearest
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
+from atelier.config import Params
 from atelier.data.arrays import dvc_md5
 from atelier.evaluation.reports import FLOOR, Report, figures
-from atelier.params import Params
 
 METRICS_TAG = "atelier.metrics"  # the whole of metrics.json: gates need no artifact store
-PARAMS_TAG = "atelier.params"
+PARAMS_TAG = "atelier.config"
 COMMIT_TAG = "atelier.git_commit"
 CLEAN_TAG = "atelier.git_clean"
 DATA_TAG = "atelier.dvc_md5."  # and the folder

@@ -9,8 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atelier.config import Promote
 from atelier.errors import AtelierError, InputError
-from atelier.params import Promote
 from atelier.registry.copy import copy_version
 from atelier.registry.gates import Gate, judge
 from atelier.registry.history import Change, History, append, read_history, settle

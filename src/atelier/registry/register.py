@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atelier.config import Params
 from atelier.errors import InputError
 from atelier.evaluation.reports import Report, figures
-from atelier.feed import finish_run
 from atelier.files import folder_digest, read_json, write_json
-from atelier.params import Params
 from atelier.registry.card import description, model_card
 from atelier.registry.lineage import lineage_tags
 from atelier.registry.package import PACKAGE, log_package, make_package, smoke_test
 from atelier.sampler import Sampler
 from atelier.tracking import client, ensure_registered_model, mlflow_errors, run_params
+from atelier.tracking.feed import finish_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.models import DataRange
-from atelier.training.ranks import Noise
+from atelier.ranks import Noise
 
 
 def mirror(images: Tensor, noise: Noise) -> Tensor:

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from atelier.errors import InputError
 from atelier.models import DataRange
 from atelier.models.recipe import GanRecipe, Recipe
+from atelier.ranks import Noise, mean_over_ranks
 from atelier.training.augmentation import augment, mirror
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
 from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
-from atelier.training.ranks import Noise, mean_over_ranks
 
 # "gated": the loss above which each step is made, in their order, as in the code that `refine` was taken from
 GATES = {"fake": 0.6, "generator": 0.5, "real": 0.45}

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.config import Train
 from atelier.errors import AtelierError
-from atelier.params import Train
+from atelier.journal import Journal
+from atelier.ranks import Agreement, Ranks
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
-from atelier.training.journal import Journal
 from atelier.training.method import Method
-from atelier.training.ranks import Agreement, Ranks
 
 
 @dataclass

@@ -12,8 +12,8 @@ import torch
 
 import atelier
 from atelier.errors import InputError
+from atelier.ranks import Ranks
 from atelier.training import checkpoints
-from atelier.training.ranks import Ranks
 
 
 def environment(ranks: Ranks, precision: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atelier.training.ranks import Ranks, lost_if_it_fails
+from atelier.ranks import Ranks, lost_if_it_fails
 
 
 def synchronise(networks: dict[str, nn.Module], ranks: Ranks) -> dict[str, nn.Module]:

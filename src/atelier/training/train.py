@@ -14,21 +14,21 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import atelier
+from atelier.config import Params, Run
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError
-from atelier.feed import Feed
 from atelier.files import atomic_directory, digest, digest_of, to_json, write_json
 from atelier.models.contract import build_checked_networks
-from atelier.params import Params, Run
 from atelier.pictures import save_png, tile
+from atelier.ranks import RankLost, Ranks, join_ranks
 from atelier.sampler import Sampler, draw_noise
 from atelier.tracking import run_params
+from atelier.tracking.feed import Feed
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.loop import Terminated, train_loop
 from atelier.training.method import Autocast, Method, build_method
 from atelier.training.microbatches import in_microbatches
-from atelier.training.ranks import RankLost, Ranks, join_ranks
 from atelier.training.resume import environment, take_up
 from atelier.training.synchronised import synchronise
 

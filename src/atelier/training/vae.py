@@ -13,9 +13,9 @@ from atelier.models import build_likelihood, build_prior
 from atelier.models.likelihood import Bernoulli, Gaussian
 from atelier.models.prior import Decoding
 from atelier.models.recipe import Recipe, VaeRecipe
+from atelier.ranks import Noise
 from atelier.training.augmentation import mirror
 from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
-from atelier.training.ranks import Noise
 
 
 class Vae:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atelier.config import Params, load_params
 from atelier.data.arrays import open_split
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.data.sources import fashion_mnist
 from atelier.errors import AtelierError
 from atelier.files import digest, folder_digest
-from atelier.params import Params, load_params
 
 PROJECT = Path(__file__).parents[3]
 OVERRIDES = ["datasets=[fashion-mnist]", "runs={run: {dataset: fashion-mnist, model: cgan}}"]

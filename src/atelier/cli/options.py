@@ -13,7 +13,7 @@ import click
 from atelier.errors import InputError
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
 
 
 def with_params(function: Callable[..., None]) -> Callable[..., None]:
@@ -60,7 +60,7 @@ def require_root(root: Path) -> None:
 
 def load(root: Path, params_file: Path, overrides: tuple[str, ...]) -> Params:
     """Read the parameters of a workspace."""
-    from atelier.params import load_params
+    from atelier.config import load_params
 
     require_root(root)
     return load_params(root / params_file, overrides)

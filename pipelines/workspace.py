@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from atelier.errors import AtelierError
 from atelier.files import digest, digest_of, folder_digest, read_json, write_atomic, write_json
-from atelier.origin import PIPELINE_RUN
+from atelier.tracking.origin import PIPELINE_RUN
 
 WORKSPACES = "ATELIER_WORKSPACES"  # in the environment: the folder of a shared volume
 PLACE = "place"  # metadata of an artifact: its path in a workspace, such as models/RUN
@@ -157,7 +157,7 @@ def take(root: Path, outputs: Mapping[str, Artifact]) -> str:
 
 def write_params(values: Mapping[str, Any], artifact: Artifact) -> None:
     """Write params.yaml and refuse what is wrong in it, before anything runs."""
-    from atelier.params import load_params
+    from atelier.config import load_params
 
     path = Path(artifact.path)
     write_json(path, whole_numbers(dict(values)))

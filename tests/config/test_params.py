@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import load_params
 from atelier.errors import InputError
-from atelier.params import load_params
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 PARAMS = PROJECT / "params.yaml"
 
 

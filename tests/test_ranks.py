@@ -18,9 +18,9 @@ from torch import Tensor, multiprocessing, nn
 from atelier.data.arrays import PreparedSplit
 from atelier.errors import AtelierError, InputError
 from atelier.models import MODELS, ImageShape, build_networks
+from atelier.ranks import Agreement, Noise, Ranks, join_ranks
 from atelier.training.batches import TrainingImages
 from atelier.training.method import Method, build_method
-from atelier.training.ranks import Agreement, Noise, Ranks, join_ranks
 from atelier.training.synchronised import synchronise
 
 CPU = torch.device("cpu")

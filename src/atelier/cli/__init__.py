@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atelier import __version__
-from atelier.cli_options import require_root, root_option, say, with_params
+from atelier.cli.options import require_root, root_option, say, with_params
+from atelier.cli.pipeline import pipeline, schedule
+from atelier.cli.registry import history, promote, reproduce, rollback, sample
 from atelier.errors import AtelierError, is_out_of_memory
-from atelier.pipeline_cli import pipeline, schedule
-from atelier.registry_cli import history, promote, reproduce, rollback, sample
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -152,7 +152,7 @@ def runs() -> None:
 def close(hours: float | None, root: Path) -> None:
     """End as KILLED the runs that killed trainings left RUNNING."""
     require_root(root)
-    from atelier.runs import close_runs
+    from atelier.tracking.runs import close_runs
 
     print(f"{close_runs(root, say, hours)} runs closed")
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atelier.cli_options import say, with_params
+from atelier.cli.options import say, with_params
 from atelier.errors import InputError
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
     from atelier.pipelines.compiling import Options
     from atelier.pipelines.server import Server
 

@@ -19,9 +19,9 @@ import pytest
 from mlflow import MlflowClient
 
 from atelier.errors import AtelierError, InputError
-from atelier.feed import LINES_PER_BATCH, Feed, finish_run, send_journal
 from atelier.files import read_json
 from atelier.tracking import client, ensure_run
+from atelier.tracking.feed import LINES_PER_BATCH, Feed, finish_run, send_journal
 from small_trainings import figures_in_journal, figures_in_mlflow
 
 PARAMS = {"dataset": "mnist", "batch": 32}
@@ -67,7 +67,7 @@ def append(path: Path, line: dict[str, float]) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atelier.feed.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("atelier.tracking.feed.POLL_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)

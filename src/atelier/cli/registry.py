@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from atelier.cli_options import overrides_option, require_root, root_option, say, with_params
+from atelier.cli.options import overrides_option, require_root, root_option, say, with_params
 from atelier.errors import InputError
 
 if TYPE_CHECKING:
-    from atelier.params import Params
+    from atelier.config import Params
 
 reason_option = click.option("--reason", default="", metavar="TEXT", help="Recorded in the history.")
 

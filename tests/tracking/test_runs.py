@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from atelier.feed import Feed
-from atelier.origin import HOST_TAG, PARENT_TAG, PID_TAG, PIPELINE_RUN
-from atelier.runs import close_runs
 from atelier.tracking import client, ensure_run
+from atelier.tracking.feed import Feed
+from atelier.tracking.origin import HOST_TAG, PARENT_TAG, PID_TAG, PIPELINE_RUN
+from atelier.tracking.runs import close_runs
 
 PARAMS = {"dataset": "mnist", "batch": 32, "data_dvc_md5": "a" * 32 + ".dir"}
 
@@ -84,7 +84,7 @@ def test_a_run_names_its_data_by_digest_once(root: Path) -> None:
 
 
 def test_what_the_machine_did_is_logged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atelier.feed.MACHINE_SECONDS", 0.1)
+    monkeypatch.setattr("atelier.tracking.feed.MACHINE_SECONDS", 0.1)
     folder = root / "training"
     folder.mkdir()
     feed = Feed(root, "run", PARAMS, folder, "this", print)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atelier.files import is_running
-from atelier.origin import HOST_TAG, PID_TAG, PIPELINE_RUN_TAG
 from atelier.tracking import EXPERIMENT, client, mlflow_errors
+from atelier.tracking.origin import HOST_TAG, PID_TAG, PIPELINE_RUN_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

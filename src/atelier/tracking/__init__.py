@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, InputError
-from atelier.origin import data_input, origin_tags, process_tags
+from atelier.tracking.origin import data_input, origin_tags, process_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

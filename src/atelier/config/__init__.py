@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from atelier.data.catalogue import DATASETS, DatasetInfo, SetSettings, describe
+from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
+from atelier.config.reading import apply_override, convert, nearest, read_yaml
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, Model
 from atelier.models.recipe import Count, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
-from atelier.yaml_input import apply_override, convert, nearest, read_yaml
 
 # keys of a recipe without effect while that other key is "none"
 TUNES = {"lr_hold": "lr_decay", "penalty_weight": "penalty", "penalty_every": "penalty"}

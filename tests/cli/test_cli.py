@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "mlflow", "dvc", "numpy", "pandas", "matplotlib", "kfp", "boto3")
 STAGES = ("ingest", "prepare", "reference", "train", "evaluate", "register", "compare")
 REGISTRY = ("promote", "rollback", "history", "reproduce", "runs")
@@ -74,7 +74,7 @@ def test_every_stage_of_dvc_yaml_is_a_command_of_the_same_name() -> None:
     from ruamel.yaml import YAML
 
     from atelier.cli import app
-    from atelier.params import Params
+    from atelier.config import Params
 
     pipeline = YAML(typ="safe", pure=True).load((PROJECT / "dvc.yaml").read_text())
     assert tuple(pipeline["stages"]) == STAGES

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from atelier.config import load_params
 from atelier.errors import InputError
 from atelier.models import ImageShape
-from atelier.params import load_params
 from own_pictures import write_params
 
 FLAT = "{side: 32, channels: 3}"
@@ -65,7 +65,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, overrides: list[s
 def test_reading_parameters_imports_neither_torch_nor_pillow(tmp_path: Path) -> None:
     path = write_params(tmp_path, "/nowhere", FLAT)
     code = (
-        "import sys, pathlib; from atelier.params import load_params; load_params(pathlib.Path(sys.argv[1]));"
+        "import sys, pathlib; from atelier.config import load_params; load_params(pathlib.Path(sys.argv[1]));"
         "assert not {'torch', 'PIL', 'numpy', 'boto3', 'kagglehub', 'pydantic'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.errors import InputError
 from atelier.files import read_json, write_json
+from atelier.journal import read_journal
 from atelier.tracking import client, ensure_run, mlflow_errors
-from atelier.training.journal import read_journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
