@@ -25,8 +25,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-import msgspec
-
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `atelier` has it; read when torch is imported
 
 import torch
@@ -125,7 +123,7 @@ def build_trainer(system: str, shape: ImageShape, recipe: Recipe, split: Prepare
 def train(system: str, dataset: str, seed: int, seconds: float, root: Path, kept: Path) -> dict[str, Any]:
     """Train for `seconds`, and keep a grid of what it draws; returns what the results file says of it."""
     entry = BASELINE if system in BASELINES else MODELS[system]
-    recipe = msgspec.structs.replace(entry.recipe, seed=seed)
+    recipe = entry.recipe.model_copy(update={"seed": seed})
     runs = f"runs={{any: {{dataset: {dataset}, model: cgan}}}}"
     about = load_params(root / "params.yaml", [f"datasets=[{dataset}]", runs]).dataset(dataset)
     shape = ImageShape(about.side, about.side, about.channels, entry.classes(recipe, len(about.class_names)))

@@ -19,8 +19,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from atelier.config import Params, Run, load_params
 from atelier.files import read_json, write_json
 from atelier.pictures import save_png, tile
@@ -40,7 +38,7 @@ def measure(run: Run, root: Path, overrides: list[str]) -> None:
     settings = overrides + ([f"evaluate.samples={SAMPLES[dataset]}"] if dataset in SAMPLES else [])
 
     config = root / "models" / run.name / "config.json"
-    if config.exists() and read_json(config)["recipe"] != msgspec.to_builtins(run.recipe):
+    if config.exists() and read_json(config)["recipe"] != run.recipe.model_dump():
         raise SystemExit(f"models/{run.name} was trained by another recipe; remove it and reports/{run.name}")
 
     def stage(name: str, of: str) -> None:

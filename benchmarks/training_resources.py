@@ -21,14 +21,14 @@ from atelier.files import write_json
 from atelier.journal import read_journal
 
 MEMORY = """
-import re, sys, msgspec, numpy as np, torch
+import re, sys, numpy as np, torch
 from pathlib import Path
 from atelier.data.arrays import PreparedSplit
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.training.batches import TrainingImages
 from atelier.training.method import build_method
 images = np.load(sys.argv[1], mmap_mode="r")
-recipe = msgspec.structs.replace(MODELS["cgan"].recipe, width=8)
+recipe = MODELS["cgan"].recipe.model_copy(update={"width": 8})
 shape, cpu = ImageShape(64, 64, 3, 0), torch.device("cpu")
 method = build_method(MODELS["cgan"], recipe, build_networks("cgan", recipe, shape), 0, cpu)
 data = TrainingImages(PreparedSplit(images, None), True, 0, cpu, resident_bytes=0)

@@ -17,8 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `atelier` has it; read when torch is imported
 
 import torch
@@ -42,7 +40,7 @@ def install_tensorflow(venv: Path) -> Path:
 
 def build(precision: str) -> Method:
     entry = MODELS["cvae-tutorial"]
-    recipe = msgspec.structs.replace(entry.recipe, precision=precision)
+    recipe = entry.recipe.model_copy(update={"precision": precision})
     torch.manual_seed(0)
     networks = build_networks("cvae-tutorial", recipe, SHAPE)
     return build_method(entry, recipe, networks, 0, torch.device("cpu"))

@@ -18,9 +18,7 @@ IMAGE_BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 
 def arguments(params: Params) -> dict[str, Any]:
     """The pipeline's parameters: the section of every stage with its defaults; a run is its entry and its name."""
-    import msgspec
-
-    values: dict[str, Any] = msgspec.to_builtins(params)
+    values: dict[str, Any] = params.model_dump(by_alias=True, exclude_none=True)
     del values["promote"]  # by people, from the registry
     values["runs"] = [{"name": name, **entry} for name, entry in values["runs"].items()]
     return values

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -67,7 +66,7 @@ def images() -> PreparedSplit:
 def learn(model: str, ranks: Ranks, steps: int, **changes: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients of the first step, and the mean figures of the last ten."""
     entry = MODELS[model]
-    recipe = msgspec.structs.replace(entry.recipe, **{"batch": BATCH, "width": 16, "precision": "fp32"} | changes)
+    recipe = entry.recipe.model_copy(update={"batch": BATCH, "width": 16, "precision": "fp32"} | changes)
     shape = SHAPE if entry.labels != "unused" else ImageShape(28, 28, 1, 0)
     torch.manual_seed(0)
     networks = synchronise(build_networks(model, recipe, shape), ranks)

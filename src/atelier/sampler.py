@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -59,7 +58,7 @@ class Sampler:
             config = read_json(config_path)
             expected = config["weights_sha256"]["sampler"]
             entry, shape = MODELS[config["model"]], _shape(config)
-            recipe = msgspec.convert(config["recipe"], type(entry.recipe))
+            recipe = type(entry.recipe).model_validate(config["recipe"])
         except (ValueError, KeyError, TypeError) as error:
             raise AtelierError(f"{config_path}: not the config of a model this atelier knows ({error!r})") from None
         if digest(weights) != expected:

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
 PROJECT = Path(__file__).parents[2]
@@ -78,7 +77,7 @@ def test_every_stage_of_dvc_yaml_is_a_command_of_the_same_name() -> None:
 
     pipeline = YAML(typ="safe", pure=True).load((PROJECT / "dvc.yaml").read_text())
     assert tuple(pipeline["stages"]) == STAGES
-    sections = {field.encode_name for field in msgspec.structs.fields(Params)}
+    sections = {field.alias or name for name, field in Params.model_fields.items()}
     for name, stage in pipeline["stages"].items():
         definition = stage.get("do", stage)
         assert definition["cmd"].split()[:2] == ["atelier", name]

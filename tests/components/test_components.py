@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from atelier.components.params import params
@@ -48,7 +47,7 @@ def as_kubeflow_hands_them(values: Any) -> Any:
 
 
 def test_params_come_out_as_they_went_in(tmp_path: Path, environment: dict[str, str]) -> None:
-    expected = msgspec.structs.replace(load_params(PROJECT / "params.yaml"), promote=Promote())  # no stage reads those
+    expected = load_params(PROJECT / "params.yaml").model_copy(update={"promote": Promote()})  # no stage reads those
     result = run(params, tmp_path, as_kubeflow_hands_them(arguments(expected)), environment)
     assert result.returncode == 0, result.stderr
     assert load_params(tmp_path / "params") == expected

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -52,8 +51,8 @@ def pictures(first: int, count: int, channels: int = 3) -> np.ndarray[tuple[int,
 def test_auto_goes_by_labels_and_a_name_is_taken_once(params: Params) -> None:
     assert params.extractors("mnist") == ["classifier"]
     assert params.extractors("pokemon") == ["lite0"]
-    evaluate = msgspec.structs.replace(params.evaluate, extractors=["auto", "inception", "lite0"])
-    several = msgspec.structs.replace(params, evaluate=evaluate)
+    evaluate = params.evaluate.model_copy(update={"extractors": ["auto", "inception", "lite0"]})
+    several = params.model_copy(update={"evaluate": evaluate})
     assert several.extractors("mnist") == ["classifier", "inception", "lite0"]
     assert several.extractors("pokemon") == ["lite0", "inception"]
 

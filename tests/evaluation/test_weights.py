@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from atelier.config import Params, load_params
@@ -43,7 +42,7 @@ def params(tmp_path: Path) -> Params:
 
 
 def with_path(params: Params, path: str) -> Params:
-    return msgspec.structs.replace(params, reference=msgspec.structs.replace(params.reference, inception=path))
+    return params.model_copy(update={"reference": params.reference.model_copy(update={"inception": path})})
 
 
 @pytest.mark.usefixtures("known")

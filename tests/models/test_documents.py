@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -225,7 +224,7 @@ def test_refine_is_initialised_as_its_document_says() -> None:
 
 
 def test_refine_names_the_key_that_leaves_it_without_maps() -> None:
-    recipe = msgspec.structs.replace(MODELS["refine"].recipe, latent=3)
+    recipe = MODELS["refine"].recipe.model_copy(update={"latent": 3})
     with pytest.raises(
         InputError, match="latent: model 'refine' has latent / 4 maps, and 3 is too few; take 4 or more"
     ):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
@@ -60,7 +59,7 @@ def test_it_passes_the_lint_of_the_project() -> None:
 @pytest.mark.usefixtures("own_model")
 def test_it_trains(shape: ImageShape) -> None:
     entry = MODELS["mine"]
-    recipe = msgspec.structs.replace(entry.recipe, width=4, batch=8)
+    recipe = entry.recipe.model_copy(update={"width": 4, "batch": 8})
     networks = build_networks("mine", recipe, shape)
     method = build_method(entry, recipe, networks, 0, torch.device("cpu"))
     figures = method.step(torch.rand(8, shape.channels, shape.height, shape.width) * 2 - 1, None)
@@ -134,7 +133,7 @@ def test_a_vae_of_images_below_zero_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_projects_own_and_the_documents_keep_to_the_contract(name: str) -> None:
     entry = MODELS[name]
     for labels in (False, True):
-        recipe = msgspec.structs.replace(entry.recipe, labels=labels)
+        recipe = entry.recipe.model_copy(update={"labels": labels})
         networks = build_checked_networks(name, recipe, replace(entry.home, classes=entry.classes(recipe, 10)))
         assert networks.keys() == {"gan": {"generator", "discriminator"}, "vae": {"encoder", "decoder"}}[entry.method]
 

@@ -4,9 +4,9 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from atelier.errors import InputError
@@ -27,7 +27,7 @@ BASE = {
 
 
 def make(model: str = "vanilla", **changes: Any) -> Gan:
-    recipe = msgspec.convert(BASE | changes, GanRecipe)
+    recipe = GanRecipe.model_validate(BASE | changes)
     torch.manual_seed(0)
     networks = build_networks(model, recipe, SHAPE)
     for network in networks.values():
@@ -233,14 +233,14 @@ def test_figures_say_what_the_documents_ask() -> None:
     ],
 )
 def test_recipes_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(msgspec.ValidationError, match=message):
-        msgspec.convert(BASE | changes, GanRecipe)
+    with pytest.raises(ValidationError, match=message):
+        GanRecipe.model_validate(BASE | changes)
 
 
 def test_a_penalty_over_ranks_is_refused_where_batch_normalisation_would_make_it_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = msgspec.convert(BASE | {"penalty": "r1"}, GanRecipe)
+    recipe = GanRecipe.model_validate(BASE | {"penalty": "r1"})
     networks = build_networks("cgan", recipe, ImageShape(16, 16, 1, 0))
     Gan(networks, recipe, "symmetric", torch.device("cpu"))
     monkeypatch.setattr("atelier.training.gan.Noise", lambda seed, device: SimpleNamespace(world_size=2))

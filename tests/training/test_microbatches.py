@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from atelier.training.microbatches import in_microbatches
 @pytest.mark.parametrize("model", ["vanilla", "cvae"])
 def test_step_in_pieces_is_the_step(model: str) -> None:
     entry = MODELS[model]
-    recipe = msgspec.structs.replace(entry.recipe, batch=32, width=16, precision="fp32")
+    recipe = entry.recipe.model_copy(update={"batch": 32, "width": 16, "precision": "fp32"})
     shape = ImageShape(28, 28, 1, 0 if entry.labels == "unused" else 10)
     labels = torch.arange(32) % 10 if shape.classes else None
     images = torch.rand(32, 1, 28, 28)

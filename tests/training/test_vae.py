@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ SHAPE = ImageShape(8, 8, 1, 0)
 
 def make(**changes: Any) -> Vae:
     base = {"kimg": 1.0, "batch": 64, "latent": 4, "width": 32, "lr": 1e-2, "precision": "fp32"}
-    recipe = msgspec.convert(base | changes, VaeRecipe)
+    recipe = VaeRecipe.model_validate(base | changes)
     torch.manual_seed(0)
     return Vae(build_networks("pokemon-dense", recipe, SHAPE), recipe, 0, torch.device("cpu"))
 

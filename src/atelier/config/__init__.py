@@ -7,24 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Meta, Struct
+from pydantic import ConfigDict, Field
 
 from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.config.reading import apply_override, convert, nearest, read_yaml
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, Model
-from atelier.models.recipe import Count, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
+from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
 
 # keys of a recipe without effect while that other key is "none"
 TUNES = {"lr_hold": "lr_decay", "penalty_weight": "penalty", "penalty_every": "penalty"}
 
 
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Section(Checked):
     """One section of `params.yaml`: the parameters of the stage of the same name."""
 
 
-class Ingest(Section, frozen=True, kw_only=True):
+class Ingest(Section):
     """Where the bytes of a data set may come from."""
 
     paths: dict[str, str] = {}  # data set → a folder or archive you have, s3://BUCKET/PREFIX, or kaggle://OWNER/NAME
@@ -33,16 +32,16 @@ class Ingest(Section, frozen=True, kw_only=True):
     limit_gigabytes: Positive = 50  # a source that unpacks to more is refused
 
 
-class Prepare(Section, frozen=True, kw_only=True):
+class Prepare(Section):
     """How raw files become arrays."""
 
-    contact_sheet_per_class: Annotated[int, Meta(ge=1, le=100)] = 12
-    limit_megapixels: Annotated[float, Meta(gt=0, le=89)] = 25  # a larger picture is left out, unread
+    contact_sheet_per_class: Annotated[int, Field(ge=1, le=100)] = 12
+    limit_megapixels: Annotated[float, Field(gt=0, le=89)] = 25  # a larger picture is left out, unread
     left_out_limit: Share = 0.02  # of the pictures; more left out is an error
     sets: dict[str, SetSettings] = {}  # data sets of your own, and changes to published ones
 
 
-class Reference(Section, frozen=True, kw_only=True):
+class Reference(Section):
     """How the extractors that belong to a data set are made."""
 
     classifier_kimg: Positive = 240
@@ -50,55 +49,56 @@ class Reference(Section, frozen=True, kw_only=True):
     seed: Seed = 0
 
 
-class Train(Section, frozen=True, kw_only=True):
+class Train(Section):
     """What training does beside the steps; the recipe of each run stands in `runs`."""
 
     tick_kimg: Positive = 4  # one journal line every so often
-    pictures: Annotated[int, Meta(ge=1, le=1000)] = 24  # pictures from fixed latents over a training
+    pictures: Annotated[int, Field(ge=1, le=1000)] = 24  # pictures from fixed latents over a training
     checkpoint_seconds: Positive = 60
     checkpoints_kept: Count = 2
-    resident_mb: Annotated[int, Meta(ge=0)] = 2048  # images up to this size lie on the training device, else on disk
+    resident_mb: CountOrNone = 2048  # images up to this size lie on the training device, else on disk
 
 
-class Evaluate(Section, frozen=True, kw_only=True):
+class Evaluate(Section):
     """How a model is judged."""
 
     # auto: the classifier where the data set has labels, lite0 where it has none; []: models are not judged
-    extractors: list[Literal["auto", "classifier", "lite0", "inception"]] = msgspec.field(
-        default_factory=lambda: ["auto"]
-    )
-    samples: Annotated[int, Meta(ge=100)] = 10_000
-    draws: Annotated[int, Meta(ge=2)] = 3  # independent samples, for a mean and a standard deviation
+    extractors: list[Literal["auto", "classifier", "lite0", "inception"]] = ["auto"]
+    samples: Annotated[int, Field(ge=100, lt=2**31)] = 10_000
+    draws: Annotated[int, Field(ge=2, le=1000)] = 3  # independent samples, for a mean and a standard deviation
     seed: Seed = 0
-    manifold_samples: Annotated[int, Meta(ge=0)] = 5000  # for precision, recall, density, coverage; 0: without
-    memorisation_samples: Annotated[int, Meta(ge=0)] = 500  # whose nearest training images are searched; 0: without
+    manifold_samples: CountOrNone = 5000  # for precision, recall, density, coverage; 0: without
+    memorisation_samples: CountOrNone = 500  # whose nearest training images are searched; 0: without
     accuracy_kimg: NotNegative = 20  # training of a classifier on fakes, to be tested on real images; 0: without
-    likelihood_images: Annotated[int, Meta(ge=0)] = 500  # test images that a VAE is judged by; 0: without
-    likelihood_samples: Count = 50  # latents an image
+    likelihood_images: CountOrNone = 500  # test images that a VAE is judged by; 0: without
+    likelihood_samples: Count = 50  # latents per image
 
 
-class Register(Section, frozen=True, kw_only=True):
+class Register(Section):
     """How versions are named in the MLflow registry."""
 
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]*$")] = ""  # put before a run's name
+    # put before a run's name
+    prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$", description="letters, digits, '_', '.' and '-'")
 
 
-class Promote(Section, frozen=True, kw_only=True):
+class Promote(Section):
     """The gates of `atelier promote`, by metric of the report."""
 
     at_most: dict[str, float] = {}
     at_least: dict[str, float] = {}
-    better: list[str] = msgspec.field(default_factory=lambda: ["fd_classifier"])  # than the present champion
+    better: list[str] = ["fd_classifier"]  # than the present champion
 
 
-class Compare(Section, frozen=True, kw_only=True):
+class Compare(Section):
     """The report over all runs."""
 
     title: str = "GAN and VAE, side by side"
 
 
-class RunEntry(Struct, frozen=True):
+class RunEntry(Checked):
     """An entry of `runs`: a data set and a model; whatever else it sets is checked against that model's recipe."""
+
+    model_config = ConfigDict(extra="ignore")
 
     dataset: str
     model: str
@@ -126,17 +126,17 @@ class Run:
         return ImageShape(self.info.side, self.info.side, self.info.channels, classes)
 
 
-class Params(Section, frozen=True, kw_only=True):
+class Params(Section):
     """All of `params.yaml`."""
 
-    datasets: Annotated[list[str], Meta(min_length=1)]
-    runs: Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
+    datasets: Annotated[list[str], Field(min_length=1)]
+    runs: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     ingest: Ingest = Ingest()
     prepare: Prepare = Prepare()
     reference: Reference = Reference()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    register_: Register = msgspec.field(default=Register(), name="register")
+    register_: Register = Field(default=Register(), alias="register")
     promote: Promote = Promote()
     compare: Compare = Compare()
 
@@ -234,8 +234,8 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
     if chosen.model not in MODELS:
         raise InputError(f"{where}.model: unknown model '{chosen.model}'{nearest(chosen.model, MODELS)}")
     model = MODELS[chosen.model]
-    changes = {key: value for key, value in entry.items() if key not in RunEntry.__struct_fields__}
-    recipe = convert(msgspec.structs.asdict(model.recipe) | changes, type(model.recipe), file, "runs", name)
+    changes = {key: value for key, value in entry.items() if key not in RunEntry.model_fields}
+    recipe = convert(model.recipe.model_dump() | changes, type(model.recipe), file, "runs", name)
     run = Run(name, chosen.dataset, info, chosen.model, recipe)
     for key, switch in TUNES.items():
         if key in changes and getattr(recipe, switch) == "none":

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-import msgspec
-from msgspec import Meta
+from pydantic import Field
 
 from atelier.errors import InputError
+from atelier.models.recipe import Checked, Count
 
 Split = Literal["share", "first", "folders"]
 Fit = Literal["crop", "pad"]
@@ -35,24 +35,26 @@ class DatasetInfo:
     test_images: int = 0
 
 
-class SetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SetSettings(Checked):
     """An entry of `prepare.sets`: a data set of the user's own, or what a published one is prepared with instead."""
 
     title: str | None = None
-    side: Annotated[int, Meta(ge=28, le=256)] | None = None
+    side: Annotated[int, Field(ge=28, le=256)] | None = None
     channels: Literal[1, 3] | None = None
-    classes: Annotated[list[str], Meta(min_length=2)] | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
     licence: str | None = None
     source: str | None = None
-    labels: Annotated[str, Meta(pattern=r"^(folders|[^/\\]+\.csv)$")] | None = None
+    labels: str | None = Field(
+        default=None, pattern=r"^(folders|[^/\\]+\.csv)$", description="'folders' or the name of a CSV"
+    )
     file_column: str | None = None
     label_column: str | None = None
     fit: Fit | None = None
-    background: Annotated[str, Meta(pattern=r"^#[0-9a-fA-F]{6}$")] | None = None
+    background: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$", description="a colour such as '#ffffff'")
     split: Split | None = None
-    test_share: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    train_images: Annotated[int, Meta(ge=1)] | None = None
-    test_images: Annotated[int, Meta(ge=1)] | None = None
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    train_images: Count | None = None
+    test_images: Count | None = None
 
 
 POKEMON_TYPES = (
@@ -123,7 +125,7 @@ def describe(name: str, settings: SetSettings | None, where: str) -> DatasetInfo
     published = DATASETS.get(name)
     if settings is None:
         return published
-    values = {key: value for key, value in msgspec.structs.asdict(settings).items() if value is not None}
+    values = {key: value for key, value in settings.model_dump().items() if value is not None}
     classes = tuple(values.pop("classes", ()))
     if published is None:
         for key in ("side", "channels"):

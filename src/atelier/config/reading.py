@@ -6,11 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
-import msgspec
-from msgspec import Struct
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -20,11 +19,15 @@ T = TypeVar("T")
 PLAIN_WORDS = {
     "int": "a whole number",
     "float": "a number",
-    "str": "text",
+    "finite": "a number",
+    "string": "text",
     "bool": "true or false",
-    "array": "a list",
-    "object": "a section",
+    "list": "a list",
+    "dict": "a section",
+    "model": "a section",
 }
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def _yaml() -> YAML:
@@ -92,42 +95,68 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def convert(value: Any, kind: type[T], file: str, *path: str) -> T:
-    """Validate what stands at `path` of a file; the first thing wrong is one line with its full key."""
+    """Validate what stands at `path` of a file; the first thing wrong is one line with its full key.
+
+    Raises:
+        InputError: if it is not of that kind.
+    """
     try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
-    inner = [part for part in re.split(r"[.\[\]`]+", place) if part]
-    if unknown := re.search(r"unknown field `(.*)`", message):
-        valid = [field.encode_name for field in msgspec.structs.fields(_type_at(kind, inner))]
-        raise InputError(f"{file}: {'.'.join([*path, *inner, unknown[1]])}: unknown key{nearest(unknown[1], valid)}")
-    if missing := re.search(r"missing required field `(.*)`", message):
-        raise InputError(f"{file}: {'.'.join([*path, *inner, missing[1]])}: missing; add it")
-    found = value
-    for part in inner:
-        found = found[int(part) if isinstance(found, list) else part]
-    problem = f"{file}: {'.'.join([*path, *inner])}: "
-    if message.startswith("Invalid enum value"):
-        raise InputError(
-            f"{problem}cannot be {found!r}{nearest(str(found), map(str, get_args(_type_at(kind, inner))))}"
-        )
-    if not message.startswith("Expected"):  # values that contradict one another
-        raise InputError(f"{file}: {'.'.join([*path, message])}")
-    expected = message.removeprefix("Expected ").partition(", got")[0]
-    words = re.sub(r"`([a-z]+)( \| null)?`", lambda match: PLAIN_WORDS.get(match[1], match[1]), expected)
-    raise InputError(f"{problem}expected {words}, found {found!r}")
+        config = None if isinstance(kind, type) and issubclass(kind, BaseModel) else STRICT
+        return TypeAdapter(kind, config=config).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"{file}: {sentence(error, kind, *path)}") from None
 
 
-def _type_at(kind: Any, path: Iterable[str]) -> Any:
-    """The type of what stands at `path` below a value of type `kind`, without its bounds and without None."""
-    for part in path:
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            kind = next(field.type for field in msgspec.structs.fields(kind) if field.encode_name == part)
-        else:
+def sentence(error: ValidationError, kind: Any, *path: str) -> str:
+    """What is wrong, in one line: a misspelt key, if there is one, since other mistakes follow from it."""
+    problems = error.errors(include_url=False)
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    what, place, context = first["type"], [str(part) for part in first["loc"]], first.get("ctx", {})
+    key = ".".join([*path, *place])
+    if what == "extra_forbidden":
+        return f"{key}: unknown key{nearest(place[-1], _keys(kind, first['loc'][:-1]))}"
+    if what == "missing":
+        return f"{key}: missing; add it"
+    found = f"{first['input']!r}"[:200]
+    if what == "literal_error":
+        valid = [word.strip("'") for word in re.split(", | or ", context["expected"])]
+        return f"{key}: cannot be {found}{nearest(str(first['input']), valid)}"
+    if what == "value_error":  # values that contradict one another; the message begins with a key
+        return ".".join([*path, *place, str(context["error"])])
+    if what == "too_short":
+        return f"{key}: expected at least {context['min_length']}, found {found}"
+    field = _field(kind, first["loc"])
+    bound = next((f" {sign} {context[name]}" for name, sign in BOUNDS.items() if name in context), "")
+    if bound:
+        words = "a whole number" if _holds(field.annotation, int) else "a number"
+    else:
+        words = field.description or PLAIN_WORDS.get(what.split("_")[0], first["msg"])
+    return f"{key}: expected {words}{bound}, found {found}"
+
+
+def _holds(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_holds(inner, kind) for inner in get_args(annotation))
+
+
+def _field(kind: Any, place: Iterable[str | int]) -> FieldInfo:
+    """The field at `place` below a model."""
+    field = FieldInfo()
+    for part in place:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             kind = get_args(kind)[-1]  # of a list's or a mapping's entries
-        while get_origin(kind) in (Annotated, Union, UnionType):
-            kind = get_args(kind)[0]
-    return kind
+            continue
+        field = next(field for name, field in kind.model_fields.items() if part in (name, field.alias))
+        kind = next((one for one in (field.annotation, *get_args(field.annotation)) if one is not None), None)
+    return field
+
+
+def _keys(kind: Any, place: Iterable[str | int]) -> list[str]:
+    """The keys that the section at `place` below a model may have."""
+    place = list(place)
+    section = _field(kind, place).annotation if place else kind
+    while not (isinstance(section, type) and issubclass(section, BaseModel)):
+        section = get_args(section)[-1]
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class TrainedVae:
         weights = folder / "encoder.safetensors"
         if not weights.is_file() or digest(weights) != config["weights_sha256"].get("encoder"):
             raise AtelierError(f"{weights}: missing or altered; run 'atelier train {config['run']}' again")
-        recipe = msgspec.convert(config["recipe"], type(entry.recipe))
+        recipe = type(entry.recipe).model_validate(config["recipe"])
         shape = ImageShape(config["height"], config["width"], config["channels"], len(config["class_names"]))
         encoder = build_networks(config["model"], recipe, shape)["encoder"]
         encoder.load_state_dict(load_file(weights))

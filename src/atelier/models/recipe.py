@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from msgspec import Meta, Struct
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LARGEST = sys.float_info.max  # not infinity
-Share = Annotated[float, Meta(ge=0, lt=1)]
-Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
-NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
-Count = Annotated[int, Meta(ge=1)]
-Seed = Annotated[int, Meta(ge=0, lt=2**31)]
+LARGEST = 1e12  # beyond it a number is a slip of the hand, and a loop over it never ends
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrNone = Annotated[int, Field(ge=0, lt=2**31)]  # 0: without
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Checked(BaseModel):
+    """Values that are checked when they are read: no key unknown, no type bent to fit, nothing infinite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Recipe(Checked):
     """What every model has. Time is in kimg: thousands of real images seen.
 
     Raises:
@@ -23,23 +29,25 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     kimg: Positive  # training budget, thousands of real images
-    batch: Annotated[int, Meta(ge=2)]  # images a step, over all ranks
+    batch: Annotated[int, Field(ge=2, lt=2**31)]  # images a step, over all ranks
     latent: Count  # dimensions of the latent space
     width: Count  # channels of the widest feature map next to the image
     seed: Seed = 0
     labels: bool = True  # learn from the data set's labels, if it has any
     mirror: bool = False  # mirror half of the real images, drawn anew each time
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the processor has it, else fp32
-    microbatch: Annotated[int, Meta(ge=0)] = 0  # images a network holds at once, if fewer fit; forward runs twice
+    microbatch: CountOrNone = 0  # images a network holds at once, if fewer fit; forward runs twice
     compile: bool = False  # torch.compile: half a minute at the start; pays on a GPU, in long trainings
     epsilon: Positive = 1e-8  # of Adam and RMSprop; Keras has 1e-7
     ema_half_life_kimg: NotNegative = 0.0  # 0: the last weights are the result
     lr_decay: Literal["none", "linear", "cosine"] = "none"  # how the learning rates fall over `kimg`
     lr_hold: Share = 0.0  # share of `kimg` before `lr_decay` begins
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
         if self.microbatch and self.compile:
             raise ValueError("microbatch: compile cannot take its pieces; leave one out")
+        return self
 
     @property
     def noise(self) -> int:
@@ -47,7 +55,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.latent
 
 
-class GanRecipe(Recipe, frozen=True, kw_only=True):
+class GanRecipe(Recipe):
     """Adversarial training: a generator against a discriminator.
 
     Raises:
@@ -55,7 +63,7 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
     """
 
     loss: Literal["bce", "minimax", "least-squares", "hinge", "wasserstein", "relativistic"] = "bce"
-    real_label: Annotated[float, Meta(gt=0.5, le=1)] = 1.0  # what D is to say of real images; below 1: smoothing
+    real_label: Annotated[float, Field(gt=0.5, le=1)] = 1.0  # what D is to say of real images; below 1: smoothing
     # alternating: D, then G on the same fakes; simultaneous: both from one state; separate: D on reals, D on fakes,
     # then G on new fakes; gated: D on fakes, G, D on reals, leaving out each step whose loss is small
     updates: Literal["alternating", "simultaneous", "separate", "gated"] = "alternating"
@@ -73,8 +81,8 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
     pack: Count = 1  # images that D judges together, against a generator that draws few different ones (PacGAN)
     augment: list[Literal["colour", "translation", "cutout"]] = []  # DiffAugment, for few images
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _refuse_contradictions_of_gans(self) -> Self:
         by_parts = self.updates in ("separate", "gated")
         if by_parts and self.loss == "relativistic":
             raise ValueError(f"loss: 'relativistic' does not go with updates: {self.updates}; change one")
@@ -99,9 +107,10 @@ class GanRecipe(Recipe, frozen=True, kw_only=True):
             raise ValueError("microbatch: batch normalisation needs 2 images in every piece; take 0, or 3 or more")
         if self.spectral_norm and self.microbatch:
             raise ValueError("spectral_norm: does not go with microbatch, it is renewed with each pass; leave one out")
+        return self
 
 
-class VaeRecipe(Recipe, frozen=True, kw_only=True):
+class VaeRecipe(Recipe):
     """Variational training: an encoder and a decoder."""
 
     lr: Positive
@@ -110,9 +119,7 @@ class VaeRecipe(Recipe, frozen=True, kw_only=True):
     divergence: Literal["closed", "sampled"] = "closed"  # the KL part: its formula, or its value at the drawn latents
     beta: Positive = 1.0  # weight of the KL part
     beta_warmup_kimg: NotNegative = 0.0
-    prior_components: Annotated[int, Meta(ge=0)] = (
-        10  # Gaussians a class fitted to the latents to draw from; 0: N(0, I)
-    )
+    prior_components: CountOrNone = 10  # Gaussians per class, fitted to the latents to draw from; 0: N(0, I)
 
     @property
     def noise(self) -> int:

@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from atelier.config import Params
 from atelier.data.arrays import dvc_md5
 from atelier.evaluation.reports import FLOOR, Report, figures
@@ -60,8 +58,8 @@ def _parameters(params: Params, config: dict[str, Any]) -> dict[str, Any]:
     """What `atelier reproduce` sets in the params.yaml of the recorded commit, which may have held other values."""
     return {
         "runs": {config["run"]: {"dataset": config["dataset"], "model": config["model"]} | config["recipe"]},
-        "train": msgspec.to_builtins(params.train),
-        "prepare": msgspec.to_builtins(params.prepare),
+        "train": params.train.model_dump(),
+        "prepare": params.prepare.model_dump(exclude_none=True),
     }
 
 

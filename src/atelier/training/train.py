@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -173,7 +172,7 @@ def _config(run: Run, card: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         "run": run.name,
         "dataset": run.dataset,
         "model": run.model,
-        "recipe": msgspec.structs.asdict(run.recipe),
+        "recipe": run.recipe.model_dump(),
         "noise": run.recipe.noise,
         "data_range": run.entry.data_range,
         "height": run.shape.height,
