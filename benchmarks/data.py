@@ -158,7 +158,7 @@ def memory(count: int) -> dict[str, float]:
         done.set()
         watcher.join()
         seconds = time.perf_counter() - started
-        images = sum(split["images"] for split in read_card(root, "bench")["splits"].values())
+        images = sum(split.images for split in read_card(root, "bench").splits.values())
     return {"exit_code": code, "images": images, "peak_megabytes": peak / 1e6, "seconds": seconds}
 
 

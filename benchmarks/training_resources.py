@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atelier.files import write_json
+from atelier.config.records import DataCard
+from atelier.data.arrays import SPLITS, SplitWriter
 from atelier.journal import read_journal
 
 MEMORY = """
@@ -58,10 +59,15 @@ def workspace(folder: str) -> Path:
     prepared = root / "data" / "prepared" / "mnist"
     prepared.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    np.save(prepared / "train-images.npy", generator.integers(0, 256, (10_000, 28, 28, 1), dtype=np.uint8))
-    np.save(prepared / "train-labels.npy", np.arange(10_000) % 10)
-    digests = {"images_sha256": "", "labels_sha256": ""}
-    write_json(prepared / "card.json", {"splits": {"train": digests, "test": digests}, "left_out": []})
+    splits = {}
+    for split in SPLITS:
+        writer = SplitWriter(prepared, split, (28, 28, 1), 10)
+        writer.add(generator.integers(0, 256, (10_000, 28, 28, 1), dtype=np.uint8), np.arange(10_000) % 10)
+        splits[split] = writer.close()
+    about = {"dataset": "mnist", "title": "MNIST", "source": "a benchmark", "licence": "none", "raw_sha256": {}}
+    shape = {"height": 28, "width": 28, "channels": 1, "class_names": list("0123456789")}
+    sheet = {"contact_sheet_sha256": "0" * 64, "left_out": [], "unused": 0}
+    DataCard(**about, **shape, **sheet, splits=splits).write(prepared / "card.json")
     (root / "params.yaml").write_text("datasets: [mnist]\nruns: {gan: {dataset: mnist, model: cgan, kimg: 16}}\n")
     return root
 

@@ -41,7 +41,7 @@ def test_altered_weights_and_foreign_folders_are_refused(trained: Path, tmp_path
     weights.write_bytes(good)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model": "other"}))
-    with pytest.raises(AtelierError, match="not the config of a model this atelier knows"):
+    with pytest.raises(AtelierError, match="not the config of a model: model: this atelier has no 'other'"):
         Sampler.load(folder)
     with pytest.raises(InputError, match=r"config\.json: missing"):
         Sampler.load(tmp_path / "data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError, InputError
-from atelier.files import digest, read_json
-from atelier.models import MODELS, ImageShape, build_sampling_network
+from atelier.files import digest
+from atelier.models import build_sampling_network
 
 if TYPE_CHECKING:
     from atelier.pictures import Images
@@ -31,14 +32,14 @@ class Sampler:
 
     Args:
         network: (noise (n, noise), labels (n,) or None) → images (n, c, h, w) in the model's range.
-        config: what `config.json` of the model says.
+        config: of the model.
     """
 
-    def __init__(self, network: nn.Module, config: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, config: ModelConfig) -> None:
         self.network = network
         self.config = config
-        self.noise: int = config["noise"]
-        self.class_names: list[str] = config["class_names"]
+        self.noise = config.noise
+        self.class_names = config.class_names
         parameter = next(network.parameters(), None)
         self.device = parameter.device if parameter is not None else torch.device("cpu")
 
@@ -54,21 +55,15 @@ class Sampler:
         for path in (config_path, weights):
             if not path.is_file():
                 raise InputError(f"{path}: missing; {folder} is not a trained model (models/RUN/)")
-        try:
-            config = read_json(config_path)
-            expected = config["weights_sha256"]["sampler"]
-            entry, shape = MODELS[config["model"]], _shape(config)
-            recipe = type(entry.recipe).model_validate(config["recipe"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise AtelierError(f"{config_path}: not the config of a model this atelier knows ({error!r})") from None
-        if digest(weights) != expected:
+        config = ModelConfig.read(config_path, "atelier train")
+        if digest(weights) != config.sampler_sha256:
             raise AtelierError(f"{weights}: altered, its sha256 is not the one in config.json; restore or retrain it")
-        network = build_sampling_network(config["model"], recipe, shape)
+        network = build_sampling_network(config.model, config.recipe, config.shape)
         try:
             network.load_state_dict(load_file(weights))
         except (RuntimeError, SafetensorError) as error:
             raise AtelierError(
-                f"{weights}: does not fit model '{config['model']}': {str(error).splitlines()[0]}"
+                f"{weights}: does not fit model '{config.model}': {str(error).splitlines()[0]}"
             ) from None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(network.to(device).to(memory_format=torch.channels_last).eval(), config)
@@ -76,16 +71,16 @@ class Sampler:
     @property
     def image_bytes(self) -> int:
         """Bytes of one image."""
-        shape = _shape(self.config)
+        shape = self.config.shape
         return shape.height * shape.width * shape.channels
 
     def labels(self, count: int, label: int | None) -> npt.NDArray[np.int64] | None:
         """The labels of `count` images: all `label`, or each class in turn; None for an unconditional model."""
         if label is not None:
             if not self.class_names:
-                raise InputError(f"model '{self.config['run']}' is unconditional; leave the label out")
+                raise InputError(f"model '{self.config.run}' is unconditional; leave the label out")
             if not 0 <= label < len(self.class_names):
-                raise InputError(f"label {label}: '{self.config['run']}' knows 0 to {len(self.class_names) - 1}")
+                raise InputError(f"label {label}: '{self.config.run}' knows 0 to {len(self.class_names) - 1}")
         if not self.class_names:
             return None
         return np.full(count, label) if label is not None else np.arange(count) % len(self.class_names)
@@ -136,7 +131,7 @@ class Sampler:
     def render(self, noise: Tensor, labels: Tensor | None) -> Images:
         """Images uint8 (n, h, w, c) of given noise (n, noise) and labels (n,)."""
         output = self.network(noise.to(self.device), labels.to(self.device) if labels is not None else None)
-        return to_uint8(output, self.config["data_range"])
+        return to_uint8(output, self.config.data_range)
 
 
 def to_uint8(images: Tensor, data_range: str) -> Images:
@@ -149,7 +144,3 @@ def to_uint8(images: Tensor, data_range: str) -> Images:
 def draw_noise(count: int, size: int, seed: int) -> Tensor:
     """Standard normal noise (count, size) of a seed."""
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
-
-
-def _shape(config: dict[str, Any]) -> ImageShape:
-    return ImageShape(config["height"], config["width"], config["channels"], len(config["class_names"]))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from atelier.config import Params, load_params
+from atelier.config.records import LeftOut
 from atelier.data.arrays import open_split, read_card
 from atelier.data.check import check
 from atelier.data.images import Form, render
@@ -20,7 +21,7 @@ from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.data.sources import idx
 from atelier.errors import AtelierError, InputError
-from atelier.files import folder_digest, write_json
+from atelier.files import folder_digest, read_json, write_json
 from own_pictures import picture, write_params, write_pictures
 
 PROJECT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def test_class_folders_give_labels_and_no_classes_give_none(tmp_path: Path) -> N
     source = write_pictures(tmp_path / "pets")
     make(tmp_path / "labelled", source, BY_FOLDER)
     card = read_card(tmp_path / "labelled", "own")
-    assert sum(sum(card["splits"][split]["by_class"]) for split in ("train", "test")) == 60
+    assert sum(sum(card.splits[split].by_class) for split in ("train", "test")) == 60
     labelled = open_split(tmp_path / "labelled", "own", "train")
     dogs = {render((source / f"dog/{n}.png").read_bytes(), FORM).tobytes() for n in range(1, 60, 2)}
     assert labelled.labels is not None
@@ -95,14 +96,14 @@ def test_a_table_names_pictures_by_path_name_or_stem(tmp_path: Path, column: obj
     settings = BY_FOLDER.replace("}", ", labels: pets.csv, file_column: Name, label_column: Kind}")
     make(tmp_path / "root", source, settings)
     card = read_card(tmp_path / "root", "own")
-    assert np.sum([card["splits"][split]["by_class"] for split in ("train", "test")], axis=0).tolist() == [20, 40]
+    assert np.sum([card.splits[split].by_class for split in ("train", "test")], axis=0).tolist() == [20, 40]
 
 
 def test_first_pictures_in_natural_order_train_the_next_test(tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "pets", classes=())
     make(tmp_path / "root", source, FLAT.replace("test_share: 0.3", "split: first, train_images: 40, test_images: 15"))
     train, test = (open_split(tmp_path / "root", "own", split).images for split in ("train", "test"))  # type: ignore[arg-type]
-    assert (len(train), len(test), read_card(tmp_path / "root", "own")["unused"]) == (40, 15, 5)
+    assert (len(train), len(test), read_card(tmp_path / "root", "own").unused) == (40, 15, 5)
     for number, image in [*enumerate(train), *enumerate(test, start=40)]:
         assert image.tobytes() == render((source / f"{number}.png").read_bytes(), FORM).tobytes()
 
@@ -116,8 +117,8 @@ def test_folders_train_and_test_are_kept_and_no_test_picture_trains(tmp_path: Pa
     shutil.copy(source / "train/cat/0.png", source / "test/cat/again.png")
     make(tmp_path / "root", source, BY_FOLDER.replace("test_share: 0.3", "split: folders"))
     card = read_card(tmp_path / "root", "own")
-    assert card["left_out"] == [{"file": "train/cat/0.png", "reason": "the same picture is in the other split"}]
-    assert (card["splits"]["train"]["images"], card["splits"]["test"]["images"]) == (49, 51)
+    assert card.left_out == [LeftOut("train/cat/0.png", "the same picture is in the other split")]
+    assert (card.splits["train"].images, card.splits["test"].images) == (49, 51)
 
 
 def test_by_share_a_picture_keeps_its_split_when_others_come(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_check_names_each_altered_missing_or_foreign_file(prepared: Path, file: 
 
 
 def test_check_finds_a_card_that_contradicts_its_arrays(prepared: Path) -> None:
-    card = read_card(prepared, "own")
+    card = read_json(prepared / "data/prepared/own/card.json")
     card["splits"]["train"]["by_class"][0] += 1
     card["channels"] = 1
     write_json(prepared / "data/prepared/own/card.json", card)
@@ -248,7 +249,7 @@ def test_check_without_a_card(tmp_path: Path, prepared: Path) -> None:
     with pytest.raises(InputError, match="run 'atelier prepare other' first"):
         check("other", prepared)
     (prepared / "data/prepared/own/card.json").write_text("{}")
-    with pytest.raises(AtelierError, match="not a card"):
+    with pytest.raises(AtelierError, match="not the card of a data set: dataset: missing"):
         check("own", prepared)
 
 

@@ -106,7 +106,7 @@ def test_images_from_a_folder_from_inside_it_and_from_a_zip(kaggle_images: Path,
     assert len(digests) == 1
     prepare("pokemon", params, tmp_path / "0")
     card = read_card(tmp_path / "0", "pokemon")
-    assert (card["splits"]["train"]["images"], card["splits"]["test"]["images"]) == (600, 149)
+    assert (card.splits["train"].images, card.splits["test"].images) == (600, 149)
     images = open_split(tmp_path / "0", "pokemon", "train").images
     assert images.shape == (600, 64, 64, 3)
     assert (images[0, 0, 0] == 255).all()  # transparent in the PNG
@@ -121,13 +121,13 @@ def test_types_are_labels_and_the_truncated_picture_is_named(
 ) -> None:
     prepare("pokemon-types", ingest_from("pokemon-types", kaggle_types, tmp_path), tmp_path)
     card = read_card(tmp_path, "pokemon-types")
-    assert [item["file"] for item in card["left_out"]] == [f"images/images/{sprites[1].stem}.png"]
-    assert card["class_names"] == list(POKEMON_TYPES)
-    by_class = np.sum([card["splits"][split]["by_class"] for split in ("train", "test")], axis=0)
+    assert [item.file for item in card.left_out] == [f"images/images/{sprites[1].stem}.png"]
+    assert card.class_names == list(POKEMON_TYPES)
+    by_class = np.sum([card.splits[split].by_class for split in ("train", "test")], axis=0)
     expected = np.bincount(np.arange(len(sprites)) % 18)
     expected[1] -= 1
     assert by_class.tolist() == expected.tolist()
-    assert card["splits"]["train"]["labels_sha256"]
+    assert card.splits["train"].labels_sha256
 
 
 def test_too_few_pictures_for_the_split_of_the_document(kaggle_images: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_pictures_without_labels_train_and_are_sampled(tmp_path: Path, model: st
     ingest("own", params, tmp_path, print)
     prepare("own", params, tmp_path)
     sampler = Sampler.load(train("run", params, tmp_path, print))
-    assert (sampler.class_names, sampler.config["train_labels_sha256"]) == ([], None)
+    assert (sampler.class_names, sampler.config.train_labels_sha256) == ([], None)
     assert sampler.draw(5, seed=0).shape == (5, 32, 32, 3)
     with pytest.raises(InputError, match="is unconditional; leave the label out"):
         sampler.labels(5, 1)

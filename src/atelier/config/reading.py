@@ -121,8 +121,8 @@ def sentence(error: ValidationError, kind: Any, *path: str) -> str:
     if what == "literal_error":
         valid = [word.strip("'") for word in re.split(", | or ", context["expected"])]
         return f"{key}: cannot be {found}{nearest(str(first['input']), valid)}"
-    if what == "value_error":  # values that contradict one another; the message begins with a key
-        return ".".join([*path, *place, str(context["error"])])
+    if what == "value_error":  # values that contradict one another: the message begins with a key
+        return f"{key}: {context['error']}" if place else ".".join([*path, str(context["error"])])
     if what == "too_short":
         return f"{key}: expected at least {context['min_length']}, found {found}"
     field = _field(kind, first["loc"])

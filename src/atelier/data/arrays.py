@@ -7,13 +7,14 @@ import json
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from atelier.config.records import DataCard, SplitCard
 from atelier.errors import InputError
-from atelier.files import digest, read_json
+from atelier.files import digest
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -32,13 +33,9 @@ def prepared_folder(root: Path, dataset: str) -> Path:
     return root / "data" / "prepared" / dataset
 
 
-def read_card(root: Path, dataset: str) -> dict[str, Any]:
+def read_card(root: Path, dataset: str) -> DataCard:
     """Read the card of a prepared data set: source, digests, counts, statistics."""
-    path = prepared_folder(root, dataset) / "card.json"
-    if not path.is_file():
-        raise InputError(f"{path}: missing; run 'atelier prepare {dataset}' first")
-    card: dict[str, Any] = read_json(path)
-    return card
+    return DataCard.read(prepared_folder(root, dataset) / "card.json", f"atelier prepare {dataset}")
 
 
 def open_split(root: Path, dataset: str, split: Split) -> PreparedSplit:
@@ -81,23 +78,27 @@ class SplitWriter:
         if self.classes:
             self.labels.extend(np.asarray(labels, dtype=np.int64).tolist())
 
-    def close(self) -> dict[str, Any]:
-        """Finish the files and return counts, digests and statistics: of grey values 0 to 255, per channel."""
+    def close(self) -> SplitCard:
+        """Finish the files and return counts, digests and statistics."""
         self._write_header()
         self.file.close()
-        described: dict[str, Any] = {"images": self.count}
+        labels_path = self.folder / f"{self.split}-labels.npy"
+        by_class = None
         if self.classes:
             labels = np.asarray(self.labels, dtype=np.int64)
-            np.save(self.folder / f"{self.split}-labels.npy", labels)
-            described["by_class"] = np.bincount(labels, minlength=self.classes).tolist()
+            np.save(labels_path, labels)
+            by_class = np.bincount(labels, minlength=self.classes).tolist()
         values, pixels = np.arange(256), np.maximum(self.histogram.sum(axis=1), 1)
         mean = self.histogram @ values / pixels
         deviation = np.sqrt(np.maximum(self.histogram @ values**2 / pixels - mean**2, 0))
-        described["mean"] = [round(float(value), 6) for value in mean]
-        described["deviation"] = [round(float(value), 6) for value in deviation]
-        described["images_sha256"] = digest(self.path)
-        described["labels_sha256"] = digest(self.folder / f"{self.split}-labels.npy") if self.classes else None
-        return described
+        return SplitCard(
+            images=self.count,
+            by_class=by_class,
+            mean=[round(float(value), 6) for value in mean],
+            deviation=[round(float(value), 6) for value in deviation],
+            images_sha256=digest(self.path),
+            labels_sha256=digest(labels_path) if self.classes else None,
+        )
 
 
 def dvc_md5(folder: Path) -> str:

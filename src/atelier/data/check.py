@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from atelier.data.arrays import SPLITS, open_split, prepared_folder, read_card
-from atelier.errors import AtelierError
+from atelier.config.records import DataCard
+from atelier.data.arrays import SPLITS, Split, open_split, prepared_folder, read_card
 from atelier.files import digest
 
 
@@ -31,18 +30,13 @@ def check(dataset: str, root: Path) -> Found:
     """
     found = Found()
     raw, prepared = root / "data" / "raw" / dataset, prepared_folder(root, dataset)
-    try:
-        card = read_card(root, dataset)
-        expected = {raw / name: sha256 for name, sha256 in card["raw_sha256"].items()}
-        expected[prepared / "contact-sheet.png"] = card["contact_sheet_sha256"]
-        for split in SPLITS:
-            for what in ("images", "labels"):
-                if sha256 := card["splits"][split][f"{what}_sha256"]:
-                    expected[prepared / f"{split}-{what}.npy"] = sha256
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AtelierError(
-            f"{prepared / 'card.json'}: not a card ({error!r}); run 'atelier prepare {dataset}'"
-        ) from None
+    card = read_card(root, dataset)
+    expected = {raw / name: sha256 for name, sha256 in card.raw_sha256.items()}
+    expected[prepared / "contact-sheet.png"] = card.contact_sheet_sha256
+    for split in SPLITS:
+        expected[prepared / f"{split}-images.npy"] = card.splits[split].images_sha256
+        if sha256 := card.splits[split].labels_sha256:
+            expected[prepared / f"{split}-labels.npy"] = sha256
     for path, sha256 in expected.items():
         found.files += 1
         if not path.is_file():
@@ -58,15 +52,15 @@ def check(dataset: str, root: Path) -> Found:
     return found
 
 
-def _check_split(dataset: str, root: Path, card: dict[str, Any], split: Any, problems: list[str]) -> int:
+def _check_split(dataset: str, root: Path, card: DataCard, split: Split, problems: list[str]) -> int:
     """Digests are right: what is left is a card that contradicts the arrays it names."""
-    opened, said = open_split(root, dataset, split), card["splits"][split]
-    shape = (said["images"], card["height"], card["width"], card["channels"])
+    opened, said = open_split(root, dataset, split), card.splits[split]
+    shape = (said.images, card.height, card.width, card.channels)
     where = f"{dataset}: {split}"
     if opened.images.shape != shape:
         problems.append(f"{where}: images are {opened.images.shape}, the card says {shape}")
     if opened.labels is not None:
-        by_class = np.bincount(opened.labels, minlength=len(card["class_names"])).tolist()
-        if by_class != said["by_class"]:
-            problems.append(f"{where}: labels count {by_class}, the card says {said['by_class']}")
+        by_class = np.bincount(opened.labels, minlength=len(card.class_names)).tolist()
+        if by_class != said.by_class:
+            problems.append(f"{where}: labels count {by_class}, the card says {said.by_class}")
     return len(opened.images)

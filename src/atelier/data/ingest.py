@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from atelier.config import Ingest, Params
+from atelier.config.records import LeftOut
 from atelier.data import pack
 from atelier.data.sources import idx
-from atelier.data.sources.archive import Entry, LeftOut, Limits, open_source
+from atelier.data.sources.archive import Entry, Limits, open_source
 from atelier.data.sources.bring import bring
 from atelier.data.sources.fashion_mnist import FASHION_MNIST
 from atelier.data.sources.mnist import MNIST

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from atelier.config.catalogue import DatasetInfo
+from atelier.config.records import LeftOut
 from atelier.data.pack import PackedFile, PackReader
-from atelier.data.sources.archive import LeftOut
 from atelier.errors import AtelierError
 
 Label = int | str  # a class's index, or why the picture has none

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atelier.data.sources.archive import Entry, LeftOut
+from atelier.config.records import LeftOut
+from atelier.data.sources.archive import Entry
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.progress import watch

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from atelier.config import Params
 from atelier.config.catalogue import DATASETS, PUBLISHED_AS_ARRAYS, DatasetInfo
+from atelier.config.records import DataCard, LeftOut, SplitCard
 from atelier.data import pack
 from atelier.data.arrays import SPLITS, Split, SplitWriter, prepared_folder
 from atelier.data.images import Form, resize_all
 from atelier.data.labels import find_labels
 from atelier.data.render import render_all
 from atelier.data.sources import idx
-from atelier.data.sources.archive import NOT_A_PICTURE, LeftOut
+from atelier.data.sources.archive import NOT_A_PICTURE
 from atelier.errors import AtelierError, InputError
-from atelier.files import atomic_directory, digest, write_json
+from atelier.files import atomic_directory, digest
 from atelier.pictures import Images, save_png, tile
 from atelier.progress import bar, watch
 
@@ -97,25 +97,25 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
         for piece in pieces:
             writers[piece.split].add(piece.images, piece.labels)
         splits = {split: writer.close() for split, writer in writers.items()}
-        _check_left_out(info, left_out, sum(split["images"] for split in splits.values()), settings.left_out_limit)
+        _check_left_out(info, left_out, sum(split.images for split in splits.values()), settings.left_out_limit)
         _check_splits(info, splits)
         _write_contact_sheet(folder, len(info.class_names), settings.contact_sheet_per_class)
-        card = {
-            "dataset": dataset,
-            "title": info.title,
-            "source": info.source,
-            "licence": info.licence,
-            "height": info.side,
-            "width": info.side,
-            "channels": info.channels,
-            "class_names": list(info.class_names),
-            "raw_sha256": _raw_digests(raw),
-            "splits": splits,
-            "contact_sheet_sha256": digest(folder / "contact-sheet.png"),
-            "left_out": [vars(item) for item in left_out],
-            "unused": len(unused),  # good, but beyond the split
-        }
-        write_json(folder / "card.json", card)
+        card = DataCard(
+            dataset=dataset,
+            title=info.title,
+            source=info.source,
+            licence=info.licence,
+            height=info.side,
+            width=info.side,
+            channels=info.channels,
+            class_names=list(info.class_names),
+            raw_sha256=_raw_digests(raw),
+            splits=splits,
+            contact_sheet_sha256=digest(folder / "contact-sheet.png"),
+            left_out=left_out,
+            unused=len(unused),
+        )
+        card.write(folder / "card.json")
     return target
 
 
@@ -206,20 +206,20 @@ def _check_left_out(info: DatasetInfo, left_out: list[LeftOut], good: int, limit
         )
 
 
-def _check_splits(info: DatasetInfo, splits: dict[Split, dict[str, Any]]) -> None:
-    train, test = splits["train"]["images"], splits["test"]["images"]
+def _check_splits(info: DatasetInfo, splits: dict[Split, SplitCard]) -> None:
+    train, test = splits["train"].images, splits["test"].images
     if info.split == "first" and (train, test) != (info.train_images, info.test_images):
         raise AtelierError(
             f"{info.title}: split 'first' wants {info.train_images} + {info.test_images} pictures, {train + test} are "
             "good; set train_images and test_images of prepare.sets"
         )
     for split in SPLITS:
-        if not splits[split]["images"]:
+        if not splits[split].images:
             raise AtelierError(
                 f"{info.title}: none of {train + test} pictures is for '{split}'; add pictures, or set split or "
                 "test_share of prepare.sets"
             )
-    for name, count in zip(info.class_names, splits["train"].get("by_class", ()), strict=False):
+    for name, count in zip(info.class_names, splits["train"].by_class or (), strict=False):
         if not count:
             raise AtelierError(f"{info.title}: no picture of class '{name}' to train on; add some, or remove the class")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.config import Params
+from atelier.config.records import ModelConfig
 from atelier.errors import InputError
 from atelier.evaluation.charts import curves_svg, over_training_svg
 from atelier.evaluation.narrative import narrative
@@ -76,7 +77,7 @@ def _collect(name: str, params: Params, root: Path) -> dict[str, Any]:
         if not path.is_file():
             raise InputError(f"{path}: missing; run 'atelier {stage} {name}' first")
     # what was trained, not what params.yaml says by now
-    recipe = read_json(model / "config.json")["recipe"]
+    recipe = ModelConfig.read(model / "config.json", f"atelier train {name}").recipe.model_dump()
     metrics = read_json(report / "metrics.json")
     timing = read_journal(root / "runs" / name / "timing.jsonl")
     extractors = list(metrics["conditions"]["extractors"])

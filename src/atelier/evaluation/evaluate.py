@@ -90,7 +90,7 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     metrics: dict[str, Any] = over_draws(figures)
     metrics |= {FLOOR + name: value for name, value in reference.floor.items()}
     metrics["conditions"] = _conditions(reference, settings)
-    metrics["weights_sha256"] = sampler.config["weights_sha256"]["sampler"]
+    metrics["weights_sha256"] = sampler.config.sampler_sha256
     with atomic_directory(target) as folder:
         write_json(folder / "metrics.json", metrics)
         write_plots(folder, read_journal(model_folder / "journal.jsonl"), asked, sampler.class_names, judgements)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from atelier.config.records import DataCard
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.classifier import ClassifierNetwork, as_input
 from atelier.evaluation.weights import INCEPTION, LITE0, verify
@@ -48,13 +49,13 @@ class Classifier:
         self.sha256 = sha256
 
     @classmethod
-    def load(cls, path: Path, card: dict[str, Any], sha256: str) -> Classifier:
+    def load(cls, path: Path, card: DataCard, sha256: str) -> Classifier:
         """Load the weights of the data set with this card, after checking their digest."""
         if not path.is_file():
             raise InputError(f"{path}: missing; run 'atelier reference' first")
         if digest(path) != sha256:
             raise AtelierError(f"{path}: altered, its sha256 is not the one recorded; run 'atelier reference' again")
-        network = ClassifierNetwork(card["channels"], card["height"], len(card["class_names"]))
+        network = ClassifierNetwork(card.channels, card.height, len(card.class_names))
         network.load_state_dict(load_file(path))
         return cls(network, sha256)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from atelier.evaluation.judge import Labels
 from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.memorisation import Nearest
-from atelier.models import MODELS
 from atelier.pictures import Images, tile
 from atelier.sampler import Sampler, draw_noise
 
@@ -25,7 +24,7 @@ def interpolation(sampler: Sampler, seed: int) -> Images:
     networks", 2016). A conditional model keeps a row's class, a VAE the component of its prior.
     """
     start, end = draw_noise(2 * ROWS, sampler.noise, seed).chunk(2)
-    if is_vae := MODELS[sampler.config["model"]].method == "vae":
+    if is_vae := sampler.config.entry.method == "vae":
         end[:, -1] = start[:, -1]
     steps = torch.linspace(0, 1, COLUMNS)
     noise = torch.stack([_line(start, end, t) if is_vae else _great_circle(start, end, t) for t in steps], dim=1)

@@ -20,7 +20,7 @@ from atelier.errors import AtelierError
 from atelier.evaluation.classifier import as_input
 from atelier.evaluation.judge import Labels
 from atelier.files import digest
-from atelier.models import MODELS, ImageShape, build_networks
+from atelier.models import build_networks
 from atelier.pictures import Images
 from atelier.sampler import Sampler, to_uint8
 
@@ -35,21 +35,18 @@ class TrainedVae:
         self.encoder = encoder.to(self.device).eval()
         self.decoder: nn.Module = sampler.network.get_submodule("decoder")
         self.likelihood: Any = sampler.network.get_submodule("likelihood")
-        self.binarise: bool = sampler.config["recipe"].get("binarise", False)
+        self.binarise: bool = getattr(sampler.config.recipe, "binarise", False)
 
     @classmethod
     def load(cls, sampler: Sampler, folder: Path) -> TrainedVae | None:
         """Load the encoder beside a sampler, after checking its digest; None if the model is no VAE."""
         config = sampler.config
-        entry = MODELS[config["model"]]
-        if entry.method != "vae":
+        if config.entry.method != "vae":
             return None
         weights = folder / "encoder.safetensors"
-        if not weights.is_file() or digest(weights) != config["weights_sha256"].get("encoder"):
-            raise AtelierError(f"{weights}: missing or altered; run 'atelier train {config['run']}' again")
-        recipe = type(entry.recipe).model_validate(config["recipe"])
-        shape = ImageShape(config["height"], config["width"], config["channels"], len(config["class_names"]))
-        encoder = build_networks(config["model"], recipe, shape)["encoder"]
+        if not weights.is_file() or digest(weights) != config.weights_sha256.get("encoder"):
+            raise AtelierError(f"{weights}: missing or altered; run 'atelier train {config.run}' again")
+        encoder = build_networks(config.model, config.recipe, config.shape)["encoder"]
         encoder.load_state_dict(load_file(weights))
         return cls(sampler, encoder)
 

@@ -57,17 +57,17 @@ def reference(dataset: str, params: Params, root: Path, say: Callable[[str], Non
         for name in names:
             extractor: Extractor
             if name == "classifier":
-                extractor = _make_classifier(folder, train, len(card["class_names"]), params, say)
+                extractor = _make_classifier(folder, train, len(card.class_names), params, say)
             else:
                 shutil.copyfile(published[name], folder / f"{name}.pth")
                 extractor = load_published(name, folder / f"{name}.pth")
             # classes apart by a classifier alone: another extractor has more features than a class has images
-            classes = len(card["class_names"]) if name == "classifier" else 0
+            classes = len(card.class_names) if name == "classifier" else 0
             reals.append(_measure(extractor, test, classes, folder))
         floor, floor_images = _floor(reals, train, test, params)
         for real in reals:
             real.facts["real_split"] = "test"
-            real.facts["real_images_sha256"] = card["splits"]["test"]["images_sha256"]
+            real.facts["real_images_sha256"] = card.splits["test"].images_sha256
         facts = {
             "dataset": dataset,
             "extractors": {real.extractor.name: real.facts for real in reals},
@@ -123,7 +123,7 @@ def load_reference(root: Path, dataset: str, names: list[str]) -> Reference:
         facts = recorded["extractors"].get(name)
         if facts is None:
             raise InputError(f"{path}: has no extractor '{name}'; {again}")
-        if card["splits"]["test"]["images_sha256"] != facts["real_images_sha256"]:
+        if card.splits["test"].images_sha256 != facts["real_images_sha256"]:
             raise AtelierError(f"{path}: made from other test images; {again}")
         statistics = folder / f"{name}-test.safetensors"
         if not statistics.is_file() or digest(statistics) != facts["statistics_sha256"]:

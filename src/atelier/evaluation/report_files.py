@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from atelier.config.records import ModelConfig
 from atelier.data.arrays import PreparedSplit
 from atelier.evaluation import latent_pictures
 from atelier.evaluation.judge import Judgement, Labels, Real
@@ -49,7 +50,7 @@ def write_plots(
         _write_csv(folder / "by_class" / "class_fd.csv", ["class", "class_fd"], known)
 
 
-def write_over_training(folder: Path, model_folder: Path, config: dict[str, Any], real: Real) -> None:
+def write_over_training(folder: Path, model_folder: Path, config: ModelConfig, real: Real) -> None:
     """Add to `curves/` how far the pictures from fixed latents were from the real images, over kimg.
 
     They are few, so this is the kernel distance, which is not biased by that. A VAE draws them from N(0, I), since its
@@ -60,8 +61,8 @@ def write_over_training(folder: Path, model_folder: Path, config: dict[str, Any]
     metric = metric_name("kid", real.extractor.name)
     rows = []
     for path in paths:
-        features, _ = real.extractor(untile(load_png(path), config["height"]))
-        kimg = config["recipe"]["kimg"] * int(path.stem) / last
+        features, _ = real.extractor(untile(load_png(path), config.height))
+        kimg = config.recipe.kimg * int(path.stem) / last
         rows.append((kimg, kernel_distance(features, real.features[:BLOCK])))
     _write_csv(folder / "curves" / f"{metric}.csv", ["kimg", metric], rows)
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from atelier.config import Run
+from atelier.config.records import ModelConfig
 from atelier.evaluation.reports import FLOOR, Report, figures
 
 DESCRIPTION_LIMIT = 5000  # characters that MLflow's database keeps
 
 
-def model_card(name: str, run: Run, config: dict[str, Any], metrics: Report, tags: dict[str, str]) -> str:
+def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: dict[str, str]) -> str:
     """Markdown with pictures by paths relative to the package's `artifacts` folder."""
-    info, conditions, classes = run.info, metrics["conditions"], config["class_names"]
-    size = f"{config['width']}×{config['height']} pixels, {'grey' if config['channels'] == 1 else 'colour'}"
+    info, conditions, classes = run.info, metrics["conditions"], config.class_names
+    size = f"{config.width}×{config.height} pixels, {'grey' if config.channels == 1 else 'colour'}"
     asked = f"one of {len(classes)} classes on request ({', '.join(classes)})" if classes else "no choice of class"
-    recipe = ", ".join(f"{key} {value}" for key, value in config["recipe"].items())
+    recipe = ", ".join(f"{key} {value}" for key, value in config.recipe.model_dump().items())
     return f"""# {name}
 
-Draws images like those of **{info.title}**: {size}, {asked}. Model `{config["model"]}`: {run.entry.source}.
+Draws images like those of **{info.title}**: {size}, {asked}. Model `{config.model}`: {run.entry.source}.
 
 ![Samples, a row a class where there are classes](report/grid.png)
 
@@ -35,12 +34,12 @@ images cannot be compared with these, nor a distance in a classifier's features 
 ## Data
 
 {info.title}, {info.source}. Licence of the data: **{info.licence}**; whether pictures drawn by a model fall under it is
-for you to judge. Training images sha256 `{config["train_images_sha256"]}`.
+for you to judge. Training images sha256 `{config.train_images_sha256}`.
 
 ## Training
 
-{config["recipe"]["kimg"]:g} thousand images seen, on {config["device"]} ({config["precision"]}), with torch
-{config["versions"]["torch"]}. {recipe}. Code: commit {tags.get("atelier.git_commit", "unknown")}. `atelier reproduce`
+{config.recipe.kimg:g} thousand images seen, on {config.device} ({config.precision}), with torch
+{config.versions["torch"]}. {recipe}. Code: commit {tags.get("atelier.git_commit", "unknown")}. `atelier reproduce`
 trains it again and compares the weights.
 
 ## Limits

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError
-from atelier.files import folder_digest, read_json
+from atelier.files import folder_digest
 from atelier.registry.package import PACKAGE, log_package, package_folder, smoke_test
 from atelier.registry.register import PACKAGE_TAG, existing_version, make_version
 from atelier.tracking import client, ensure_run, mlflow_errors, public_uri, run_params, store, tracking_uri
@@ -36,13 +37,13 @@ def copy_version(version: ModelVersion, to_registry: str, root: Path, say: Calla
             client(root)
             package = package_folder(Path(download_artifacts(artifact_uri=origin, dst_path=str(folder / "from"))))
         _verify(package, version.tags.get(PACKAGE_TAG), f"{origin} in {public_uri(tracking_uri(root))}")
-        config = read_json(package / "model" / "config.json")
+        config = ModelConfig.read(package / "model" / "config.json", "atelier register")
         tags = version.tags | {ORIGIN_TAG: f"{origin} in {public_uri(tracking_uri(root))}"}
         with store(to_registry), mlflow_errors(root):
             target = client(root)
             if there := existing_version(target, version.name, tags):
                 return there
-            run_id = ensure_run(root, config["run"], run_params(config), None)
+            run_id = ensure_run(root, config.run, run_params(config), None)
             made = log_package(run_id, package, config)
             target.set_terminated(run_id)
             back = package_folder(Path(download_artifacts(artifact_uri=made.model_uri, dst_path=str(folder / "to"))))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.config import Params
+from atelier.config.records import ModelConfig
 from atelier.data.arrays import dvc_md5
 from atelier.evaluation.reports import FLOOR, Report, figures
 
@@ -19,17 +20,17 @@ CLEAN_TAG = "atelier.git_clean"
 DATA_TAG = "atelier.dvc_md5."  # and the folder
 
 
-def lineage_tags(root: Path, params: Params, config: dict[str, Any], metrics: Report) -> dict[str, str]:
+def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Report) -> dict[str, str]:
     """The tags of a model version. What cannot be known (no git, no data here, no image) is left out, never guessed."""
     tags = {
-        "atelier.run": config["run"],
-        "atelier.model": config["model"],
-        "atelier.dataset": config["dataset"],
-        "atelier.weights_sha256": config["weights_sha256"]["sampler"],
-        "atelier.train_images_sha256": config["train_images_sha256"],
+        "atelier.run": config.run,
+        "atelier.model": config.model,
+        "atelier.dataset": config.dataset,
+        "atelier.weights_sha256": config.sampler_sha256,
+        "atelier.train_images_sha256": config.train_images_sha256,
         PARAMS_TAG: json.dumps(_parameters(params, config)),
-        "atelier.versions": json.dumps(config["versions"], sort_keys=True),
-        "atelier.device": config["device"],
+        "atelier.versions": json.dumps(config.versions, sort_keys=True),
+        "atelier.device": config.device,
         "atelier.extractors": json.dumps(metrics["conditions"]["extractors"], sort_keys=True),
         METRICS_TAG: json.dumps(metrics),
     }
@@ -39,12 +40,12 @@ def lineage_tags(root: Path, params: Params, config: dict[str, Any], metrics: Re
                 f"atelier.{name}": f"{value['mean']:.6g}",
                 f"atelier.{name}_deviation": f"{value['deviation']:.3g}",
             }
-    if config["train_labels_sha256"]:
-        tags["atelier.train_labels_sha256"] = config["train_labels_sha256"]
+    if config.train_labels_sha256:
+        tags["atelier.train_labels_sha256"] = config.train_labels_sha256
     for kind in ("raw", "prepared"):
-        folder = root / "data" / kind / config["dataset"]
+        folder = root / "data" / kind / config.dataset
         if folder.is_dir():
-            tags[f"{DATA_TAG}data.{kind}.{config['dataset']}"] = dvc_md5(folder)
+            tags[f"{DATA_TAG}data.{kind}.{config.dataset}"] = dvc_md5(folder)
     if commit := git(root, "rev-parse", "HEAD"):
         # dvc.lock changes while a pipeline runs; it says what was made, not how
         changed = git(root, "status", "--porcelain", "--", ".", ":!dvc.lock")
@@ -54,10 +55,10 @@ def lineage_tags(root: Path, params: Params, config: dict[str, Any], metrics: Re
     return tags
 
 
-def _parameters(params: Params, config: dict[str, Any]) -> dict[str, Any]:
+def _parameters(params: Params, config: ModelConfig) -> dict[str, Any]:
     """What `atelier reproduce` sets in the params.yaml of the recorded commit, which may have held other values."""
     return {
-        "runs": {config["run"]: {"dataset": config["dataset"], "model": config["model"]} | config["recipe"]},
+        "runs": {config.run: {"dataset": config.dataset, "model": config.model} | config.recipe.model_dump()},
         "train": params.train.model_dump(),
         "prepare": params.prepare.model_dump(exclude_none=True),
     }

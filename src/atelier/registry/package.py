@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import atelier
 from atelier.errors import AtelierError, InputError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
+
+    from atelier.config.records import ModelConfig
 
 PACKAGE = "atelier"  # the folder in an MLflow model
 SMOKE_TEST = """
@@ -36,7 +38,7 @@ def make_package(folder: Path, model_folder: Path, report_folder: Path, card: st
     return folder_digest(folder)
 
 
-def log_package(run_id: str, folder: Path, config: dict[str, Any]) -> ModelInfo:
+def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
     """Log a package as an MLflow model of a run: data alone, which the installed atelier loads."""
     import mlflow
     import pandas as pd
@@ -48,17 +50,17 @@ def log_package(run_id: str, folder: Path, config: dict[str, Any]) -> ModelInfo:
             data_path=str(folder),
             signature=signature(config),
             input_example=(
-                pd.DataFrame([{"n": 1, "label": 0 if config["class_names"] else None, "seed": 0, "truncation": 1.0}]),
+                pd.DataFrame([{"n": 1, "label": 0 if config.class_names else None, "seed": 0, "truncation": 1.0}]),
                 {"format": "array"},
             ),
             pip_requirements=[
                 f"atelier=={atelier.__version__}",
-                f"torch=={config['versions']['torch'].split('+')[0]}",
+                f"torch=={config.versions['torch'].split('+')[0]}",
             ],
         )
 
 
-def signature(config: dict[str, Any]) -> ModelSignature:
+def signature(config: ModelConfig) -> ModelSignature:
     """Rows of n, label, seed, truncation in; uint8 images (sum of n, h, w, c) out."""
     import numpy as np
     from mlflow.models import ModelSignature
@@ -74,7 +76,7 @@ def signature(config: dict[str, Any]) -> ModelSignature:
             ColSpec(AnyType(), "truncation", required=False),
         ]
     )
-    shape = (-1, config["height"], config["width"], config["channels"])
+    shape = (-1, config.height, config.width, config.channels)
     return ModelSignature(
         inputs,
         Schema([TensorSpec(np.dtype("uint8"), shape)]),

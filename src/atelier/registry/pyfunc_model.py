@@ -46,7 +46,7 @@ class RegisteredSampler:
 
     def _draw(self, requests: list[tuple[int, int | None, int, float | None]]) -> Images:
         config = self.sampler.config
-        limit = MAX_BYTES // (config["height"] * config["width"] * config["channels"])
+        limit = MAX_BYTES // (config.height * config.width * config.channels)
         total = sum(n for n, *_ in requests)
         if not 1 <= total <= limit:
             raise InputError(f"n: {total} images asked for, 1 to {limit} a call; 'atelier sample' draws any number")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.config import Params
+from atelier.config.records import ModelConfig
 from atelier.errors import InputError
 from atelier.evaluation.reports import Report, figures
 from atelier.files import folder_digest, read_json, write_json
@@ -42,7 +43,7 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     name = params.register_.prefix + run_name
     model_folder, report_folder = root / "models" / run_name, root / "reports" / run_name
     config = Sampler.load(model_folder).config
-    weights_sha256 = config["weights_sha256"]["sampler"]
+    weights_sha256 = config.sampler_sha256
     metrics = _read_metrics(report_folder, run_name)
     if metrics["weights_sha256"] != weights_sha256:
         raise InputError(
@@ -109,13 +110,13 @@ def _log_report(
     run_id: str,
     report_folder: Path,
     metrics: Report,
-    config: dict[str, Any],
+    config: ModelConfig,
     model_folder: Path,
 ) -> None:
     """The figures as metrics at the end of training, the whole report as artifacts."""
     from mlflow.entities import Metric
 
-    step = round(config["recipe"]["kimg"] * 1000)
+    step = round(config.recipe.kimg * 1000)
     known = mlflow_client.get_run(run_id).data.metrics
     values = {key: value["mean"] for key, value in figures(metrics).items()}
     values |= {f"{key}_deviation": metrics[key]["deviation"] for key in values}

@@ -14,9 +14,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from atelier.config.records import ModelConfig
 from atelier.data.arrays import dvc_md5, prepared_folder
 from atelier.errors import AtelierError, InputError
-from atelier.files import digest, read_json
+from atelier.files import digest
 from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, git
 from atelier.registry.package import fetch_file
 from atelier.registry.versions import find_version
@@ -40,22 +41,22 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
     require_store(root)
     with mlflow_errors(root):
         version = find_version(client(root), uri, root)
-        recorded = read_json(fetch_file(version, "model/config.json"))
+        recorded = ModelConfig.read(fetch_file(version, "model/config.json"), "atelier register")
     tags = version.tags
     if COMMIT_TAG not in tags or PARAMS_TAG not in tags:
         raise InputError(f"{uri}: does not say from which commit and parameters it was made; it cannot be made again")
     with tempfile.TemporaryDirectory(prefix="atelier-reproduce-") as folder:
         clone = Path(folder) / "clone"
         _clone(root, tags[COMMIT_TAG], clone)
-        _write_params(clone / "params.yaml", recorded["dataset"], json.loads(tags[PARAMS_TAG]))
-        _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded['dataset']}"), root, clone, say)
-        say(f"training {recorded['run']} again, {recorded['recipe']['kimg']:g} kimg")
-        _atelier(clone, recorded, "train", recorded["run"], *(part for o in overrides for part in ("--set", o)))
-        made = read_json(clone / "models" / recorded["run"] / "config.json")
-    if made["weights_sha256"] == recorded["weights_sha256"]:
-        say(f"{uri}: equal, bit for bit: {', '.join(sorted(made['weights_sha256']))}")
+        _write_params(clone / "params.yaml", recorded.dataset, json.loads(tags[PARAMS_TAG]))
+        _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
+        say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
+        _atelier(clone, recorded, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
+        made = ModelConfig.read(clone / "models" / recorded.run / "config.json", "atelier train")
+    if made.weights_sha256 == recorded.weights_sha256:
+        say(f"{uri}: equal, bit for bit: {', '.join(sorted(made.weights_sha256))}")
         return
-    found = list(differences(recorded, made | {"weights_sha256": recorded["weights_sha256"]}))
+    found = list(differences(recorded.model_dump(), made.model_dump() | {"weights_sha256": recorded.weights_sha256}))
     if tags.get(CLEAN_TAG) == "false":
         found.append("its code had changes that were not committed")
     reason = "; ".join(found) or "nothing recorded does: another processor, or other versions of other packages"
@@ -81,16 +82,16 @@ def _write_params(file: Path, dataset: str, recorded: dict[str, Any]) -> None:
         yaml.dump(params, stream)
 
 
-def _bring_data(recorded: dict[str, Any], md5: str | None, root: Path, clone: Path, say: Callable[[str], None]) -> None:
+def _bring_data(recorded: ModelConfig, md5: str | None, root: Path, clone: Path, say: Callable[[str], None]) -> None:
     """The prepared data by their digest from DVC; made again by the stages where DVC has them nowhere."""
-    dataset = recorded["dataset"]
+    dataset = recorded.dataset
     target = prepared_folder(clone, dataset)
     if md5 is None or not _pull(root, md5, target, say):
         say(f"data/prepared/{dataset} does not come from DVC; making it again by ingest and prepare")
         _atelier(clone, recorded, "ingest", dataset)
         _atelier(clone, recorded, "prepare", dataset)
     for what in ("images", "labels"):
-        path, then = target / f"train-{what}.npy", recorded[f"train_{what}_sha256"]
+        path, then = target / f"train-{what}.npy", getattr(recorded, f"train_{what}_sha256")
         if then is not None and (now := digest(path)) != then:
             raise AtelierError(f"data/prepared/{dataset}/{path.name}: was trained on with sha256 {then}, is {now}")
     if md5 is not None and (now := dvc_md5(target)) != md5:
@@ -129,13 +130,13 @@ def _pull(root: Path, md5: str, target: Path, say: Callable[[str], None]) -> boo
         return True
 
 
-def _atelier(clone: Path, recorded: dict[str, Any], *arguments: str) -> None:
+def _atelier(clone: Path, recorded: ModelConfig, *arguments: str) -> None:
     """Run a stage by the code of the clone, or, where it has none, by that which is installed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     if (clone / "src" / "atelier").is_dir():
         environment["PYTHONPATH"] = str(clone / "src")
-    if "threads" in recorded:  # sums over another number of threads round differently
-        environment["OMP_NUM_THREADS"] = str(recorded["threads"])
+    if recorded.threads:  # sums over another number of threads round differently
+        environment["OMP_NUM_THREADS"] = str(recorded.threads)
     _run([sys.executable, "-m", "atelier", *arguments, "--root", str(clone)], clone, environment)
 
 

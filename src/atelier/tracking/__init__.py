@@ -15,6 +15,8 @@ from atelier.tracking.origin import data_input, origin_tags, process_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from atelier.config.records import ModelConfig
+
 EXPERIMENT = "atelier"
 MARK_TAG = "atelier.mark"  # by which a run is found whose id was not written down
 LOCK_SECONDS = 60  # how long a process waits for others that write to the same SQLite file; Python's default is 5
@@ -100,10 +102,9 @@ def ensure_registered_model(mlflow_client: MlflowClient, name: str, description:
             raise
 
 
-def run_params(config: dict[str, Any]) -> dict[str, Any]:
+def run_params(config: ModelConfig) -> dict[str, Any]:
     """What an MLflow run records of a model's config: every parameter of its training."""
-    recipe: dict[str, Any] = config["recipe"]
-    return {"dataset": config["dataset"], "model": config["model"]} | recipe
+    return {"dataset": config.dataset, "model": config.model} | config.recipe.model_dump()
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 import atelier
 from atelier.config import Params, Run
+from atelier.config.records import DataCard, ModelConfig
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError
-from atelier.files import atomic_directory, digest, digest_of, to_json, write_json
+from atelier.files import atomic_directory, digest, digest_of, to_json
 from atelier.models.contract import build_checked_networks
 from atelier.pictures import save_png, tile
 from atelier.ranks import RankLost, Ranks, join_ranks
@@ -35,7 +36,8 @@ PICTURES_PER_CLASS = 8
 SIGTERM_EXIT_CODE = 143
 MLFLOW_WAIT_SECONDS = 60.0
 MLFLOW_PATIENCE_SECONDS = 5.0  # after a failure or SIGTERM: torchrun and Kubernetes allow 30 s in all
-ENVIRONMENT_KEYS = ("versions", "device", "world_size", "precision")
+# what a config says of the machine and of the result, not of the training
+OF_ENVIRONMENT = {"versions", "device", "world_size", "precision", "threads", "weights_sha256"}
 
 
 def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
@@ -72,11 +74,11 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
     belongs_to = {
         # what a checkpoint must agree with, to be gone on from
         "identity": {
-            "training": {key: value for key, value in config.items() if key not in ENVIRONMENT_KEYS},
+            "training": config.model_dump(exclude=OF_ENVIRONMENT),
             "tick_kimg": params.train.tick_kimg,
             "pictures": params.train.pictures,
         },
-        "environment": environment(ranks, config["precision"]),
+        "environment": environment(ranks, config.precision),
     }
     ranks.refuse_different(belongs_to)
     ranks.share_of(run.recipe.batch)
@@ -84,7 +86,7 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
     if state is not None:
         torch.set_num_threads(state["threads"])  # sums over another number of threads round differently
         say(f"going on from {state['position']['images'] / 1000:g} kimg")
-    config["threads"] = torch.get_num_threads()
+    config = config.model_copy(update={"threads": torch.get_num_threads()})
 
     torch.manual_seed(run.recipe.seed)
     networks = synchronise(build_checked_networks(run.model, run.recipe, run.shape), ranks)
@@ -165,32 +167,30 @@ def _set_arithmetic(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = allow_tf32
 
 
-def _config(run: Run, card: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """What `models/RUN/config.json` says: all that is needed to rebuild the sampler, and what it came from."""
-    return {
-        "format": 1,
-        "run": run.name,
-        "dataset": run.dataset,
-        "model": run.model,
-        "recipe": run.recipe.model_dump(),
-        "noise": run.recipe.noise,
-        "data_range": run.entry.data_range,
-        "height": run.shape.height,
-        "width": run.shape.width,
-        "channels": run.shape.channels,
-        "class_names": list(run.info.class_names) if run.shape.classes else [],
-        "train_images_sha256": card["splits"]["train"]["images_sha256"],
-        "train_labels_sha256": card["splits"]["train"]["labels_sha256"],
-        "versions": {"atelier": atelier.__version__, "torch": str(torch.__version__)},
-        "device": ranks.device.type,
-        "world_size": ranks.world_size,
-        "precision": "bf16" if Autocast(run.recipe.precision, ranks.device).enabled else "fp32",
-    }
+def _config(run: Run, card: DataCard, ranks: Ranks) -> ModelConfig:
+    return ModelConfig(
+        run=run.name,
+        dataset=run.dataset,
+        model=run.model,
+        recipe=run.recipe,
+        noise=run.recipe.noise,
+        data_range=run.entry.data_range,
+        height=run.shape.height,
+        width=run.shape.width,
+        channels=run.shape.channels,
+        class_names=list(run.info.class_names) if run.shape.classes else [],
+        train_images_sha256=card.splits["train"].images_sha256,
+        train_labels_sha256=card.splits["train"].labels_sha256,
+        versions={"atelier": atelier.__version__, "torch": str(torch.__version__)},
+        device=ranks.device.type,
+        world_size=ranks.world_size,
+        precision="bf16" if Autocast(run.recipe.precision, ranks.device).enabled else "fp32",
+    )
 
 
-def _data_params(root: Path, run: Run, card: dict[str, Any]) -> dict[str, Any]:
+def _data_params(root: Path, run: Run, card: DataCard) -> dict[str, Any]:
     """Which data exactly, by the digest that DVC keeps them under, and how many pictures were left out of them."""
-    return {"data_dvc_md5": dvc_md5(prepared_folder(root, run.dataset)), "data_left_out": len(card["left_out"])}
+    return {"data_dvc_md5": dvc_md5(prepared_folder(root, run.dataset)), "data_left_out": len(card.left_out)}
 
 
 def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, float], None]:
@@ -213,23 +213,23 @@ def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, 
     return report
 
 
-def _draw_picture(method: Method, config: dict[str, Any], path: Path) -> None:
+def _draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
     """A sheet from latents that are the same all through training, a column a class."""
-    classes = len(config["class_names"]) or PICTURES_PER_CLASS
-    labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config["class_names"] else None
-    noise = draw_noise(classes * PICTURES_PER_CLASS, config["noise"], seed=0)
+    classes = len(config.class_names) or PICTURES_PER_CLASS
+    labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config.class_names else None
+    noise = draw_noise(classes * PICTURES_PER_CLASS, config.noise, seed=0)
     images = Sampler(method.sampling_network(), config).render(noise, labels)
     save_png(path, tile(images, columns=classes))
 
 
-def _publish_model(method: Method, config: dict[str, Any], folder: Path, target: Path) -> None:
+def _publish_model(method: Method, config: ModelConfig, folder: Path, target: Path) -> None:
     with atomic_directory(target) as partial:
         networks = {"sampler": method.sampling_network()} | method.companions()
         for name, network in networks.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
             save_file(tensors, partial / f"{name}.safetensors")
-        config["weights_sha256"] = {name: digest(partial / f"{name}.safetensors") for name in networks}
-        write_json(partial / "config.json", config)
+        weights_sha256 = {name: digest(partial / f"{name}.safetensors") for name in networks}
+        config.model_copy(update={"weights_sha256": weights_sha256}).write(partial / "config.json")
         shutil.copy(folder / "journal.jsonl", partial)
         shutil.copytree(folder / "pictures", partial / "pictures")
 

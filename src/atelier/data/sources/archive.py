@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from atelier.config.records import LeftOut
 from atelier.errors import AtelierError, InputError
 
 Wanted = Callable[[str], bool]
@@ -41,14 +42,6 @@ class Entry:
     name: str
     size_bytes: int
     open: Callable[[], IO[bytes]]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file that is not taken, and why."""
-
-    file: str
-    reason: str
 
 
 def is_archive(path: str) -> bool:

@@ -1,0 +1,178 @@
+"""The JSON files that stages leave for each other: typed, with units in names and a format number.
+
+Each is written and read here alone. What a file holds is checked when it is read, so that a damaged one, or one of
+another format, is one line, and nothing behind it meets a value that it does not expect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+
+from atelier.config.reading import sentence
+from atelier.errors import AtelierError, InputError
+from atelier.files import write_json
+from atelier.models import MODELS, DataRange, ImageShape, Model
+from atelier.models.recipe import Checked, Count, CountOrNone, Recipe
+
+LIMIT_BYTES = 64 << 20  # no honest record is larger
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, '-' and '_'")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
+Channels = Annotated[int, Field(ge=1, le=4)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Record(Checked):
+    """A file of one JSON object."""
+
+    what: ClassVar[str]  # it is, for messages
+
+    @classmethod
+    def read(cls, path: Path, made_by: str) -> Self:
+        """Read and check a file.
+
+        Args:
+            path: of the file.
+            made_by: the command that writes it, for messages.
+
+        Raises:
+            InputError: if it is not there.
+            AtelierError: if it is damaged, or of another format.
+        """
+        if not path.is_file():
+            raise InputError(f"{path}: missing; run '{made_by}' first")
+        with path.open("rb") as file:
+            content = file.read(LIMIT_BYTES + 1)
+        return cls.parse(content, str(path), f"run '{made_by}' again")
+
+    @classmethod
+    def parse(cls, content: bytes | str, origin: str, remedy: str) -> Self:
+        """Check a record's JSON, wherever it comes from.
+
+        Raises:
+            AtelierError: if it is not such a record.
+        """
+        if len(content) > LIMIT_BYTES:
+            raise AtelierError(f"{origin}: not {cls.what}: larger than {LIMIT_BYTES >> 20} MB; {remedy}")
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+            if any(problem["loc"] == ("format",) for problem in problems):
+                wrong = "its format is another than this atelier's; install the one that wrote it"
+            elif problems[0]["type"] == "json_invalid":
+                wrong = "damaged, it is no JSON"
+            else:
+                wrong = f"not {cls.what}: {sentence(error, cls)}"
+            raise AtelierError(f"{origin}: {wrong}, or {remedy}") from None
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+class SplitCard(Checked):
+    """One split of a prepared data set; mean and standard deviation are of grey values 0 to 255, per channel."""
+
+    images: Annotated[int, Field(ge=0, lt=2**40)]
+    by_class: list[CountOrNone] | None = None  # images of each class; None without labels
+    mean: list[float]
+    deviation: list[float]
+    images_sha256: Sha256
+    labels_sha256: Sha256 | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that is not taken, and why."""
+
+    file: str
+    reason: str
+
+
+class DataCard(Record):
+    """`card.json` of a prepared data set: what it is, where it comes from, and the digests of its files."""
+
+    what: ClassVar = "the card of a data set"
+
+    format: Literal[1] = 1
+    dataset: str
+    title: str
+    source: str
+    licence: str
+    height: Pixels
+    width: Pixels
+    channels: Channels
+    class_names: list[str]
+    raw_sha256: dict[str, Sha256]  # file → digest
+    splits: dict[Literal["train", "test"], SplitCard]
+    contact_sheet_sha256: Sha256
+    left_out: list[LeftOut]
+    unused: CountOrNone  # pictures that are good, but beyond the split
+
+    @field_validator("splits")
+    @classmethod
+    def _has_both(cls, splits: dict[str, SplitCard]) -> dict[str, SplitCard]:
+        if splits.keys() != {"train", "test"}:
+            raise ValueError("must be train and test")
+        return splits
+
+
+class ModelConfig(Record):
+    """`config.json` of a trained model: all that is needed to rebuild its sampler, and what it came from."""
+
+    what: ClassVar = "the config of a model"
+
+    format: Literal[1] = 1
+    run: Name
+    dataset: Name
+    model: str
+    recipe: SerializeAsAny[Recipe]
+    noise: Count  # standard normal numbers per image
+    data_range: DataRange
+    height: Pixels
+    width: Pixels
+    channels: Channels
+    class_names: list[str]  # none: unconditional
+    train_images_sha256: Sha256
+    train_labels_sha256: Sha256 | None
+    versions: dict[str, str]
+    device: str
+    world_size: Count
+    precision: Literal["fp32", "bf16"]
+    threads: Count | None = None
+    weights_sha256: dict[str, Sha256] = {}  # network → digest of its file
+
+    @field_validator("model")
+    @classmethod
+    def _is_known(cls, model: str) -> str:
+        if model not in MODELS:
+            raise ValueError(f"this atelier has no '{model}'")
+        return model
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _is_of_the_model(cls, recipe: Any, info: ValidationInfo) -> Any:
+        if isinstance(recipe, Recipe):
+            return recipe
+        if "model" not in info.data:
+            raise ValueError("is of no model")
+        return type(MODELS[info.data["model"]].recipe).model_validate(recipe)
+
+    @property
+    def entry(self) -> Model:
+        """Its row in the table of models."""
+        return MODELS[self.model]
+
+    @property
+    def shape(self) -> ImageShape:
+        """The images it draws, and its number of classes."""
+        return ImageShape(self.height, self.width, self.channels, len(self.class_names))
+
+    @property
+    def sampler_sha256(self) -> str:
+        """The digest of the weights that images are drawn with; empty before they are written."""
+        return self.weights_sha256.get("sampler", "")
