@@ -48,7 +48,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["trin"], "No such command 'trin'. Did you mean 'train'?"),
         (["train"], "Missing argument 'RUN'"),
         (["train", "mnist-cgn"], "runs has no 'mnist-cgn'; did you mean 'mnist-cgan'?"),
-        (["ingest", "mnst"], "datasets has no 'mnst'; did you mean 'mnist'?"),
+        (["ingest", "mnst"], "unknown data set 'mnst'; did you mean 'mnist'?"),
         (["train", "mnist-cgan", "--sets", "a=1"], "No such option '--sets'"),
         (["train", "mnist-cgan", "--set", "a"], "--set a: write section.key=value"),
         (["train", "mnist-cgan", "--root", "nowhere"], "--root nowhere: no such folder"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from atelier.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = PROJECT / "params.yaml"
+BOMB = "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("bcdefghij"))
 
 
 def test_the_shipped_parameters_resolve_every_run() -> None:
@@ -92,6 +94,10 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc() -> None:
         ),
         ("runs=3", "params.yaml: runs: expected a section, found 3"),
         ("runs.mnist-cgan=3", "params.yaml: runs.mnist-cgan: expected a section, found 3"),
+        (f"runs.mnist-cgan.kimg={'9' * 300}", "runs.mnist-cgan.kimg: expected a number <= 1000000000000.0, found"),
+        (f"runs.mnist-cgan.batch={'9' * 300}", "runs.mnist-cgan.batch: expected a whole number < 2147483648, found"),
+        (f"runs.mnist-cgan.batch={'9' * 5000}", "is not a YAML value"),
+        ("promote.at_most.fd_classifier=.nan", "promote.at_most.fd_classifier: expected a number, found nan"),
         ("train", "--set train: write section.key=value"),
         ("train.tick_kimg=[", "--set train.tick_kimg=[: '[' is not a YAML value"),
         ("datasets.x=1", "--set datasets.x=1: 'datasets' is a value, not a section"),
@@ -114,6 +120,10 @@ def test_what_is_wrong_is_one_line_with_its_key(override: str, message: str) -> 
         ("runs:\n  2024: {}\n", "runs: 2024: a key must be text; write it in quotes"),
         ("runs: " + "[" * 3000, "nested too deep"),
         ("", "must hold sections"),
+        ("a: &a [1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n" + BOMB, "holds more than 100,000 values"),
+        ("a: &a\n  b: *a\n", "holds more than 100,000 values"),
+        (f"train: {{tick_kimg: {'9' * 5000}}}\n", "is not valid YAML: Exceeds the limit"),
+        (f"train: {{title: '{'9' * (1 << 20)}'}}\n", "larger than 1 MB"),
     ],
 )
 def test_a_file_that_is_no_parameter_file(tmp_path: Path, text: str, message: str) -> None:

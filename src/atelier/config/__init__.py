@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.config.reading import apply_override, convert, nearest, read_yaml
@@ -140,17 +140,25 @@ class Params(Section):
     promote: Promote = Promote()
     compare: Compare = Compare()
 
+    _resolved: dict[str, Run] = PrivateAttr(default_factory=dict)
+
     def run(self, name: str) -> Run:
-        """Resolve one run; an unknown name is an `InputError`."""
-        if name not in self.runs:
+        """A run with every value of its recipe, set or default.
+
+        Raises:
+            InputError: if there is none of this name.
+        """
+        if name not in self._resolved:
             raise InputError(f"params.yaml: runs has no '{name}'{nearest(name, self.runs)}")
-        return _resolve(name, self.runs[name], self.prepare.sets)
+        return self._resolved[name]
 
     def dataset(self, name: str) -> DatasetInfo:
-        """Look up one data set of `datasets`; an unknown name is an `InputError`."""
-        if name not in self.datasets:
-            raise InputError(f"params.yaml: datasets has no '{name}'{nearest(name, self.datasets)}")
-        return _describe(name, self.prepare.sets, "params.yaml: datasets")
+        """A data set that is published or in `prepare.sets`, whether or not `datasets` lists it.
+
+        Raises:
+            InputError: if it is neither.
+        """
+        return _describe(name, self.prepare.sets, "params.yaml: prepare.sets")
 
     def automatic_extractor(self, dataset: str) -> str:
         """What `auto` in `evaluate.extractors` is for a data set: `classifier` if it has labels, else `lite0`."""
@@ -176,16 +184,6 @@ def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
     raw = read_yaml(file)
     for override in overrides:
         apply_override(raw, override)
-    # entries with names of the user's choice go first: an error inside the whole would not say which it was in
-    for name, settings in _entries(raw, "prepare", "sets"):
-        convert(settings, SetSettings, file.name, "prepare", "sets", name)
-    for name, path in _entries(raw, "ingest", "paths"):
-        convert(path, str, file.name, "ingest", "paths", name)
-    for key in ("at_most", "at_least"):
-        for name, limit in _entries(raw, "promote", key):
-            convert(limit, float, file.name, "promote", key, name)
-    for name, entry in _entries(raw, "runs"):
-        convert(entry, dict[str, Any], file.name, "runs", name)
     params = convert(raw, Params, file.name)
     sets = params.prepare.sets
     for name in sets:
@@ -210,6 +208,7 @@ def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
         run = _resolve(name, entry, sets, file.name)
         if run.dataset not in params.datasets:
             raise InputError(f"{file.name}: runs.{name}.dataset: '{run.dataset}' is not in datasets; add it there")
+        params._resolved[name] = run
     return params
 
 
@@ -255,11 +254,3 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
         what = f"model '{chosen.model}'" if model.labels == "unused" else f"data set '{chosen.dataset}'"
         raise InputError(f"{where}.labels: {what} has no labels; leave it out")
     return run
-
-
-def _entries(raw: Mapping[str, Any], *path: str) -> list[tuple[str, Any]]:
-    """The entries of a section, if it is one; what it is otherwise is found when the whole is read."""
-    section: Any = raw
-    for part in path:
-        section = section.get(part) if isinstance(section, Mapping) else None
-    return [(str(name), value) for name, value in section.items()] if isinstance(section, Mapping) else []

@@ -35,6 +35,10 @@ def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)
 
 
+LIMIT_BYTES = 1 << 20
+LIMIT_VALUES = 100_000  # aliases of aliases make a few lines more than fits in memory
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """The sections of a file.
 
@@ -42,7 +46,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
         InputError: if it is not there, not YAML, or does not hold sections.
     """
     try:
-        raw = _yaml().load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if len(text) > LIMIT_BYTES:
+            raise InputError(f"{file}: larger than {LIMIT_BYTES >> 20} MB; it holds parameters, not data")
+        raw = _yaml().load(text)
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -54,22 +61,30 @@ def read_yaml(file: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
+    except ValueError as error:  # such as a whole number of 5,000 digits
+        raise InputError(f"{file}: is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
     _check_entries(raw, str(file))
     return raw
 
 
-def _check_entries(section: dict[Any, Any], where: str) -> None:
-    for key, value in section.items():
-        if not isinstance(key, str):
-            raise InputError(f"{where}: {key}: a key must be text; write it in quotes")
-        if isinstance(value, dict):
-            _check_entries(value, f"{where}: {key}")
-        if value is None:
-            raise InputError(
-                f"{where}: {key}: is empty; give a value, in quotes if it begins with '#', or leave the key out"
-            )
+def _check_entries(raw: dict[Any, Any], where: str) -> None:
+    """Refuse keys that are no text, empty values, and values that are too many to look at."""
+    left: list[tuple[str, dict[Any, Any] | list[Any]]] = [(where, raw)]
+    for count, (place, section) in enumerate(left):
+        entries = section.items() if isinstance(section, dict) else enumerate(section)
+        if count + len(left) + len(section) > LIMIT_VALUES:
+            raise InputError(f"{where}: holds more than {LIMIT_VALUES:,} values; write out what its aliases repeat")
+        for key, value in entries:
+            if isinstance(section, dict) and not isinstance(key, str):
+                raise InputError(f"{place}: {key}: a key must be text; write it in quotes")
+            if value is None:
+                raise InputError(
+                    f"{place}: {key}: is empty; give a value, in quotes if it begins with '#', or leave the key out"
+                )
+            if isinstance(value, dict | list):
+                left.append((f"{place}: {key}", value))
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -89,8 +104,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: '{'.'.join(path)}' is a value, not a section")
     try:
         section[last] = _yaml().load(text)
-    except YAMLError:
-        raise InputError(f"--set {override}: '{text}' is not a YAML value") from None
+    except (YAMLError, ValueError, RecursionError):
+        raise InputError(f"--set {override}: '{text[:200]}' is not a YAML value") from None
     _check_entries({last: section[last]}, f"--set {override}")
 
 
