@@ -45,7 +45,7 @@ VARIANT ?= cuda
 BASE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 BUILD = DOCKER_BUILDKIT=1 docker build --build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT)
 image:
-	$(BUILD) --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	$(BUILD) --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/atelier/__init__.py) \
 		--tag $(IMAGE):$$(git rev-parse --short HEAD) --tag $(IMAGE):latest .
 
 image-test: setup

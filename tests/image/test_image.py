@@ -77,7 +77,7 @@ def test_the_packages_are_those_of_the_lock(docker: Docker, image: str) -> None:
     installed = {
         re.sub(r"[-_.]+", "-", name.lower())
         for name in in_image(docker, image, f'python -c "{listing}"').split()
-        if not name.startswith("atelier==")
+        if not name.startswith("atelier-images==")
     }
     lock = re.findall(r"^([a-z0-9][^ ;]*)(?: ; ([^\\\n]*))?", (PROJECT / "requirements.lock").read_text(), re.MULTILINE)
     everywhere = {re.sub(r"[-_.]+", "-", pin) for pin, marker in lock if not marker.strip()}

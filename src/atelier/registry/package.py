@@ -54,7 +54,7 @@ def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
                 {"format": "array"},
             ),
             pip_requirements=[
-                f"atelier=={atelier.__version__}",
+                f"atelier-images=={atelier.__version__}",
                 f"torch=={config.versions['torch'].split('+')[0]}",
             ],
         )
