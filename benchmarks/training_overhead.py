@@ -132,6 +132,7 @@ def measure(case: str, seconds: float, runs: int) -> None:
                 settings=settings,
                 draw_picture=draw_picture,
                 progress=lambda images, rate: None,
+                say=print,
             )
 
     ratios = []

@@ -87,7 +87,7 @@ def learn(model: str, ranks: Ranks, steps: int, **changes: Any) -> tuple[dict[st
             }
         if step >= steps - 10:
             sums = {name: sums.get(name, torch.zeros(())) + value / 10 for name, value in figures.items()}
-    return gradients, ranks.mean(sums)
+    return gradients, ranks.mean(sums).figures()
 
 
 @contextmanager

@@ -159,14 +159,14 @@ class Ranks:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def mean(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        """Scalar tensors, averaged over the ranks and read back: waits for the device."""
+    def mean(self, figures: dict[str, Tensor]) -> Reading:
+        """Scalar tensors, averaged over the ranks and on their way to the host."""
         values = torch.stack([value.float() for value in figures.values()])
         if self.world_size > 1:
             with lost_if_it_fails():
                 dist.all_reduce(values)
             values /= self.world_size
-        return dict(zip(figures, values.tolist(), strict=True))
+        return Reading(list(figures), values)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, in order: tensors and plain values, and lists and dicts of them."""
@@ -211,6 +211,26 @@ class Ranks:
         if "error" in answer:
             raise (InputError if answer["wrong_input"] else AtelierError)(answer["error"])
         return answer["result"]
+
+
+class Reading:
+    """Figures on their way from the device to the host, which can launch the next step meanwhile."""
+
+    def __init__(self, names: list[str], values: Tensor) -> None:
+        self.names = names
+        self.values = values.to("cpu", non_blocking=True)
+        self.arrival = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `figures` need not wait."""
+        return self.arrival is None or self.arrival.query()
+
+    def figures(self) -> dict[str, float]:
+        """Wait for them."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 class Agreement:

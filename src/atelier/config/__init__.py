@@ -57,6 +57,7 @@ class Train(Section):
     checkpoint_seconds: Positive = 60
     checkpoints_kept: Count = 2
     resident_mb: CountOrNone = 2048  # images up to this size lie on the training device, else on disk
+    cuda_graph: bool = True  # on a GPU, launch a step as one CUDA graph where it can be captured
 
 
 class Evaluate(Section):

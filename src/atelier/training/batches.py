@@ -42,13 +42,17 @@ class TrainingImages:
 
     def batch(self, position: int, size: int) -> tuple[Tensor, Tensor | None]:
         """Images [position, position + size) of the endless shuffled stream, and their labels."""
+        return self._gather(self.order(position, size))
+
+    def order(self, position: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Where images [position, position + size) of the endless shuffled stream lie in the file."""
         parts = []
         while size:
             epoch, offset = divmod(position, self.count)
             part = self._order_of(epoch)[offset : offset + size]
             parts.append(part)
             position, size = position + len(part), size - len(part)
-        return self._gather(np.concatenate(parts))
+        return np.concatenate(parts)
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every training image once, in the order of the file."""
@@ -64,11 +68,18 @@ class TrainingImages:
     def _gather(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[Tensor, Tensor | None]:
         index = torch.from_numpy(indices).to(self.device)
         if self.resident is not None:
-            images = self.resident[index]
-        else:
-            images = torch.from_numpy(self.split.images[indices]).to(self.device)
+            return self.at(index)
+        return self._scaled(torch.from_numpy(self.split.images[indices]).to(self.device)), self._labels_at(index)
+
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The resident images and labels at places (n,), a tensor on the device."""
+        assert self.resident is not None
+        return self._scaled(self.resident[index]), self._labels_at(index)
+
+    def _labels_at(self, index: Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[index]
+
+    def _scaled(self, images: Tensor) -> Tensor:
         # (n, h, w, c) in memory is (n, c, h, w) in channels_last order: no copy
         scaled = images.permute(0, 3, 1, 2).float().div_(255)
-        return scaled.mul_(2).sub_(1) if self.symmetric else scaled, self.labels[
-            index
-        ] if self.labels is not None else None
+        return scaled.mul_(2).sub_(1) if self.symmetric else scaled

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,20 @@ from atelier.models.recipe import GanRecipe, Recipe
 from atelier.ranks import Noise, mean_over_ranks
 from atelier.training.augmentation import augment, mirror
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
-from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
+from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor
 
 # "gated": the loss above which each step is made, in their order, as in the code that `refine` was taken from
 GATES = {"fake": 0.6, "generator": 0.5, "real": 0.45}
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Leave out the gradients of its weights."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:  # also where a capture of the step fails
+        network.requires_grad_(True)
 
 
 class Gan:
@@ -38,17 +49,28 @@ class Gan:
         self.discriminator = networks["discriminator"].to(device).to(memory_format=torch.channels_last)
         self.ema = Average(self.generator, recipe.ema_half_life_kimg, recipe.batch)
         betas, epsilon = (recipe.beta1, recipe.beta2), recipe.epsilon
+        capturable = device.type == "cuda"  # its counter of steps on the device
         self.generator_optimizer = torch.optim.Adam(
-            self.generator.parameters(), recipe.generator_lr, betas, epsilon, fused=True
+            self.generator.parameters(), recipe.generator_lr, betas, epsilon, fused=True, capturable=capturable
         )
         self.discriminator_optimizer: Optimizer
         if recipe.discriminator_optimizer == "adam":
             self.discriminator_optimizer = torch.optim.Adam(
-                self.discriminator.parameters(), recipe.discriminator_lr, betas, epsilon, fused=True
+                self.discriminator.parameters(),
+                recipe.discriminator_lr,
+                betas,
+                epsilon,
+                fused=True,
+                capturable=capturable,
             )
         else:  # with TensorFlow's ρ: torch's own is 0.99
             self.discriminator_optimizer = torch.optim.RMSprop(
-                self.discriminator.parameters(), recipe.discriminator_lr, alpha=0.9, eps=epsilon, foreach=True
+                self.discriminator.parameters(),
+                recipe.discriminator_lr,
+                alpha=0.9,
+                eps=epsilon,
+                foreach=True,
+                capturable=capturable,
             )
         self.loss = ADVERSARIAL_LOSSES[recipe.loss]
         self.noise = Noise(recipe.seed, device)
@@ -74,7 +96,7 @@ class Gan:
 
     def _step_jointly(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """The discriminator on real images and fakes, then the generator on the same fakes, if it is its turn."""
-        turn = (self.steps + 1) % self.recipe.discriminator_steps == 0
+        turn, penalised = self.kind()
         with self.autocast(), torch.set_grad_enabled(turn):
             fakes = self._generate(len(images), labels)
         with self.autocast():
@@ -82,7 +104,7 @@ class Gan:
             fake_logits = self._judge(fakes.detach(), labels)
         discriminator_loss = self.loss.discriminator(real_logits, fake_logits, self.recipe.real_label)
         figures = self._figures(real_logits, fake_logits) | {"discriminator_loss": discriminator_loss.detach()}
-        if self.recipe.penalty != "none" and self.steps % self.recipe.penalty_every == 0:
+        if penalised:
             penalty = self._penalty(images, fakes.detach(), labels)
             discriminator_loss = discriminator_loss + self.recipe.penalty_every * penalty
         self.discriminator_optimizer.zero_grad(set_to_none=True)
@@ -93,13 +115,12 @@ class Gan:
             generator_loss = self.loss.generator(real_logits if self.loss.fake is None else None, fake_logits)
             return figures | {"generator_loss": generator_loss.detach()}
 
-        self.discriminator.requires_grad_(False)
-        with self.autocast():
-            real_logits_now = self._judge(images, labels) if self.loss.fake is None else None
-            generator_loss = self.loss.generator(real_logits_now, self._judge(fakes, labels))
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        generator_loss.backward()
-        self.discriminator.requires_grad_(True)
+        with _frozen(self.discriminator):
+            with self.autocast():
+                real_logits_now = self._judge(images, labels) if self.loss.fake is None else None
+                generator_loss = self.loss.generator(real_logits_now, self._judge(fakes, labels))
+            self.generator_optimizer.zero_grad(set_to_none=True)
+            generator_loss.backward()
         if self.recipe.updates == "simultaneous":
             self.discriminator_optimizer.step()
         self.generator_optimizer.step()
@@ -178,12 +199,32 @@ class Gan:
                 "twice; train on one, or take a model whose discriminator has none"
             )
 
-    def set_progress(self, kimg: float) -> None:
-        """Set the learning rates in force after `kimg`."""
-        self.steps = round(kimg * 1000 / self.recipe.batch)
+    def schedule(self, kimg: float) -> tuple[float, float]:
+        """The learning rates of the generator and of the discriminator in force after `kimg`."""
         factor = learning_rate_factor(self.recipe, kimg)
-        self.generator_optimizer.param_groups[0]["lr"] = self.recipe.generator_lr * factor
-        self.discriminator_optimizer.param_groups[0]["lr"] = self.recipe.discriminator_lr * factor
+        return self.recipe.generator_lr * factor, self.recipe.discriminator_lr * factor
+
+    def set_progress(self, kimg: float, numbers: Sequence[Number] | None = None) -> None:
+        """Count steps, and set the learning rates."""
+        self.steps = round(kimg * 1000 / self.recipe.batch)
+        optimizers = (self.generator_optimizer, self.discriminator_optimizer)
+        for optimizer, rate in zip(optimizers, numbers or self.schedule(kimg), strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+
+    def kind(self) -> tuple[bool, bool]:
+        """Whether it is the generator's turn, and whether a penalty is due."""
+        turn = (self.steps + 1) % self.recipe.discriminator_steps == 0
+        return turn, self.recipe.penalty != "none" and self.steps % self.recipe.penalty_every == 0
+
+    def reads_back(self) -> str:
+        """Gated updates look at each loss; microbatches keep random states aside."""
+        if self.recipe.updates == "gated":
+            return "updates: gated looks at a loss before each step"
+        return "microbatch runs forward passes twice" if self.recipe.microbatch else ""
+
+    def generators(self) -> list[torch.Generator]:
+        """The one of the noise."""
+        return [self.noise.generator]
 
     def optimizers(self) -> list[Optimizer]:
         """One a network."""

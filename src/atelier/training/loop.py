@@ -18,10 +18,11 @@ from torch import Tensor
 from atelier.config import Train
 from atelier.errors import AtelierError
 from atelier.journal import Journal
-from atelier.ranks import Agreement, Ranks
+from atelier.ranks import Agreement, Ranks, Reading
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.method import Method
+from atelier.training.steps import choose_steps
 
 
 @dataclass
@@ -33,6 +34,16 @@ class Position:
     tick_step: int = 0  # the step at which the present tick began
     picture: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A line of the journal to be."""
+
+    images: int
+    step: int
+    steps: int  # in it
+    sums: Reading
 
 
 class Terminated(Exception):
@@ -52,6 +63,7 @@ def train_loop(
     settings: Train,
     draw_picture: Callable[[Path], None],
     progress: Callable[[int, float], None],  # told images seen and images a second, once a tick
+    say: Callable[[str], None],
 ) -> None:
     """Train until `kimg` thousand images were seen.
 
@@ -59,16 +71,18 @@ def train_loop(
         AtelierError: if a figure is no longer finite, or a checkpoint cannot be written.
         Terminated: after SIGTERM to any rank, once the checkpoint is safe.
     """
-    share = ranks.share_of(batch)
     total = max(math.ceil(kimg * 1000 / batch), 1) * batch
     tick = settings.tick_kimg * 1000
-    position, sums = Position(), dict[str, Tensor]()
+    position, tick_start = Position(), 0.0
+    ended: Tick | None = None  # one whose figures are on their way
+    steps = choose_steps(method, data, ranks, batch, settings.cuda_graph, say)
     journal, timing = Journal(folder / "journal.jsonl"), Journal(folder / "timing.jsonl")
     pictures = folder / "pictures"
 
     def save_checkpoint() -> None:
-        if sums:  # in the middle of a tick
-            _refuse_not_finite(ranks.mean(sums), position, folder)
+        sums = steps.sums if position.step > position.tick_step else {}
+        if sums:
+            _refuse_not_finite(ranks.mean(sums).figures(), position.images, folder)
         position.seconds = seconds_before + time.monotonic() - start
         of_ranks = ranks.gather({"sums": sums} | _random_states(ranks.device))
         ranks.by_writer(
@@ -88,9 +102,24 @@ def train_loop(
             )
         )
 
+    def end_tick(tick: Tick) -> None:
+        nonlocal tick_start
+        figures = {name: value / tick.steps for name, value in tick.sums.figures().items()}
+        _refuse_not_finite(figures, tick.images, folder)
+        now = time.monotonic()
+        rate = tick.steps * batch / (now - tick_start)
+        position.seconds = seconds_before + now - start
+        tick_start = now
+        if ranks.is_writer:
+            where = {"kimg": tick.images / 1000}
+            # the time first: whoever reads a line of the journal finds when it was written
+            timing.append(where | {"unix": time.time(), "seconds": position.seconds, "images_per_second": rate})
+            journal.append(where | {"step": tick.step} | figures)
+            progress(tick.images, rate)
+
     ranks.average_gradients(method.optimizers())
     if state is not None:
-        position, sums = _go_on(method, state, ranks, folder)
+        position, steps.sums = _go_on(method, state, ranks, folder)
     if ranks.is_writer:
         pictures.mkdir(exist_ok=True)
         journal.truncate(state["journal_bytes"] if state else 0)
@@ -102,36 +131,31 @@ def train_loop(
     agreement = Agreement(ranks)
     seconds_before = position.seconds
     start = last_save = tick_start = time.monotonic()
-    with _sigterm() as terminated:
+    with _sigterm() as terminated, steps.running():
         while position.images < total:
-            method.set_progress(position.images / 1000)
-            images, labels = data.batch(position.images + ranks.rank * share, share)
-            for name, value in method.step(images, labels).items():
-                sums[name] = sums[name] + value if name in sums else value
+            steps.take(position.images)
             position.images += batch
             position.step += 1
 
             done = position.images >= total
             if done or position.images // tick > (position.images - batch) // tick:
-                steps = position.step - position.tick_step
-                figures = {name: value / steps for name, value in ranks.mean(sums).items()}
-                _refuse_not_finite(figures, position, folder)
-                now = time.monotonic()
-                rate = steps * batch / (now - tick_start)
-                position.seconds = seconds_before + now - start
-                sums, position.tick_step, tick_start = {}, position.step, now
+                if ended is not None:
+                    end_tick(ended)
+                ended = Tick(position.images, position.step, position.step - position.tick_step, ranks.mean(steps.sums))
+                steps.clear()
+                position.tick_step = position.step
                 picture, position.picture = position.picture, position.images * settings.pictures // total
-                if ranks.is_writer:
-                    where = {"kimg": position.images / 1000}
-                    # the time first: whoever reads a line of the journal finds when it was written
-                    timing.append(where | {"unix": time.time(), "seconds": position.seconds, "images_per_second": rate})
-                    journal.append(where | {"step": position.step} | figures)
-                    if position.picture > picture:
+                if position.picture > picture:
+                    end_tick(ended)
+                    ended = None
+                    if ranks.is_writer:
                         draw_picture(pictures / f"{position.picture:04d}.png")
-                    progress(position.images, rate)
 
             save_due = ranks.is_writer and time.monotonic() - last_save >= settings.checkpoint_seconds
             stop, save = agreement.ask(terminated(), save_due)
+            if ended is not None and (done or stop or save or ended.sums.arrived):
+                end_tick(ended)
+                ended = None
             if not done and (stop or save):
                 save_checkpoint()
                 last_save = time.monotonic()
@@ -160,11 +184,11 @@ def _go_on(method: Method, state: dict[str, Any], ranks: Ranks, folder: Path) ->
     return position, sums
 
 
-def _refuse_not_finite(figures: dict[str, float], position: Position, folder: Path) -> None:
+def _refuse_not_finite(figures: dict[str, float], images: int, folder: Path) -> None:
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if bad:
         raise AtelierError(
-            f"{bad[0]} is not finite at {position.images / 1000:g} kimg; {checkpoints.last_good(folder)}; "
+            f"{bad[0]} is not finite at {images / 1000:g} kimg; {checkpoints.last_good(folder)}; "
             "lower the learning rate, or set precision: fp32"
         )
 

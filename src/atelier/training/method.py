@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from atelier.models import Model
 from atelier.models.recipe import Recipe
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
+Number = float | Tensor
 
 
 class Method(Protocol):
@@ -25,8 +26,25 @@ class Method(Protocol):
     def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Learn from one batch; returns figures as scalar tensors, not read back to the host."""
 
-    def set_progress(self, kimg: float) -> None:
-        """Tell how far training is, so that schedules can follow."""
+    def schedule(self, kimg: float) -> tuple[float, ...]:
+        """The numbers in force after `kimg` that change as training goes on: learning rates, weights of losses."""
+
+    def set_progress(self, kimg: float, numbers: Sequence[Number] | None = None) -> None:
+        """Tell how far training is.
+
+        Args:
+            kimg: thousands of images seen.
+            numbers: scalars in device memory that hold what `schedule` says, whenever a step runs; None: plain floats.
+        """
+
+    def kind(self) -> Hashable:
+        """What the next step computes: steps of one kind differ in numbers only."""
+
+    def reads_back(self) -> str:
+        """Why its steps wait for figures on the host, or keep state there; empty if they do not."""
+
+    def generators(self) -> list[torch.Generator]:
+        """What it draws from, beside torch's own."""
 
     def optimizers(self) -> list[Optimizer]:
         """What it steps with, so that the loop can have gradients averaged over ranks."""

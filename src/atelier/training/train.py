@@ -134,6 +134,7 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
             settings=params.train,
             draw_picture=lambda path: _draw_picture(method, config, path),
             progress=_progress(bar, run, say),
+            say=say,
         )
         if ranks.is_writer:
             method.finish(lambda: data.in_order(500))
@@ -160,6 +161,7 @@ def _set_arithmetic(precision: str) -> None:
     """Same inputs, same bits; and what "fp32" means on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a kernel for each tensor
     torch.backends.cudnn.benchmark = False  # it would choose algorithms by their timing
     # TF32 keeps 10 bits of 23: good enough beside bf16's 7, but not what a person who asks for fp32 means
     allow_tf32 = precision != "fp32"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from atelier.models.prior import Decoding
 from atelier.models.recipe import Recipe, VaeRecipe
 from atelier.ranks import Noise
 from atelier.training.augmentation import mirror
-from atelier.training.method import Autocast, Average, Batches, learning_rate_factor
+from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor
 
 
 class Vae:
@@ -31,9 +31,11 @@ class Vae:
         self.networks = nn.ModuleDict(networks).to(device).to(memory_format=torch.channels_last)
         self.ema = Average(self.networks, recipe.ema_half_life_kimg, recipe.batch)
         self.prior = build_prior(recipe, classes).to(device)
-        self.optimizer = torch.optim.Adam(self.networks.parameters(), recipe.lr, eps=recipe.epsilon, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.networks.parameters(), recipe.lr, eps=recipe.epsilon, fused=True, capturable=device.type == "cuda"
+        )
         self.noise = Noise(recipe.seed, device)
-        self.beta = recipe.beta
+        self.beta: Number = recipe.beta
 
     def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """One step on the negative ELBO; figures are in nats an image."""
@@ -64,11 +66,27 @@ class Vae:
     def _binarised(self, images: Tensor) -> Tensor:
         return (images > 0.5).float() if self.recipe.binarise else images
 
-    def set_progress(self, kimg: float) -> None:
-        """Set the learning rate and the weight of the divergence in force after `kimg`."""
-        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * learning_rate_factor(self.recipe, kimg)
+    def schedule(self, kimg: float) -> tuple[float, float]:
+        """The learning rate and the weight of the divergence in force after `kimg`."""
         warmup = self.recipe.beta_warmup_kimg
-        self.beta = self.recipe.beta * (min(kimg / warmup, 1.0) if warmup else 1.0)
+        beta = self.recipe.beta * (min(kimg / warmup, 1.0) if warmup else 1.0)
+        return self.recipe.lr * learning_rate_factor(self.recipe, kimg), beta
+
+    def set_progress(self, kimg: float, numbers: Sequence[Number] | None = None) -> None:
+        """Set the learning rate and the weight of the divergence."""
+        self.optimizer.param_groups[0]["lr"], self.beta = numbers or self.schedule(kimg)
+
+    def kind(self) -> Hashable:
+        """All steps are alike."""
+        return ()
+
+    def reads_back(self) -> str:
+        """Microbatches keep random states aside."""
+        return "microbatch runs forward passes twice" if self.recipe.microbatch else ""
+
+    def generators(self) -> list[torch.Generator]:
+        """The one of the noise."""
+        return [self.noise.generator]
 
     def optimizers(self) -> list[Optimizer]:
         """One for both networks."""
