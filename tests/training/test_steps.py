@@ -1,9 +1,13 @@
-"""Steps captured once and replayed, with a recorder on the processor in place of CUDA graphs."""
+"""Steps captured once and replayed: by CUDA graphs where there is a GPU, and on the processor by a recorder."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as training does, before a GPU is used
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +26,12 @@ from atelier.ranks import Ranks
 from atelier.training import steps as steps_module
 from atelier.training.batches import TrainingImages
 from atelier.training.method import Method, build_method
-from atelier.training.steps import GraphedSteps, Launch, Steps, obstacle
+from atelier.training.steps import CudaGraphs, GraphedSteps, Launch, Steps, choose_steps, obstacle
+from atelier.training.train import _set_arithmetic
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BATCH = 8
 TWO_RATES = {"lr_decay": "linear", "kimg": 0.4, "width": 8, "batch": BATCH}
 RUNS = {
@@ -36,6 +43,12 @@ RUNS = {
     "augmented": ("cgan", TWO_RATES | {"augment": ["colour", "translation", "cutout"], "loss": "relativistic"}),
     "by parts, with dropout": ("dense", TWO_RATES),
     "a divergence that grows": ("cvae", TWO_RATES | {"beta_warmup_kimg": 0.2}),
+}
+RUNS_ON_A_GPU = RUNS | {
+    "RMSprop": ("fashion", TWO_RATES),
+    "spectral norm, in fp32": ("cgan", TWO_RATES | {"spectral_norm": True, "precision": "fp32"}),
+    "noise that is cut off": ("refine", TWO_RATES | {"updates": "separate"}),
+    "a learned variance": ("cvae", TWO_RATES | {"likelihood": "gaussian", "divergence": "sampled"}),
 }
 
 
@@ -119,19 +132,19 @@ class Refusing(Recorder):
             raise RuntimeError("previous error during capture")
 
 
-def a_method(run: str) -> Method:
-    model, changes = RUNS[run]
+def a_method(run: str, device: torch.device = CPU) -> Method:
+    model, changes = RUNS_ON_A_GPU[run]
     entry = MODELS[model]
     recipe = msgspec.structs.replace(entry.recipe, **changes)
     shape = ImageShape(28, 28, 1, entry.classes(recipe, 10))
     torch.manual_seed(0)
-    return build_method(entry, recipe, build_networks(model, recipe, shape), shape.classes, CPU)
+    return build_method(entry, recipe, build_networks(model, recipe, shape), shape.classes, device)
 
 
-def data_of(method: Method) -> TrainingImages:
+def data_of(method: Method, device: torch.device = CPU) -> TrainingImages:
     generator = np.random.default_rng(0)
     split = PreparedSplit(generator.integers(0, 256, (50, 28, 28, 1), dtype=np.uint8), np.arange(50) % 10)
-    return TrainingImages(split, True, 0, CPU, 1 << 20)
+    return TrainingImages(split, True, 0, device, 1 << 20)
 
 
 def eager_steps(method: Method) -> Steps:
@@ -145,9 +158,17 @@ def graphed_steps(method: Method, graphs: Recorder, said: list[str] | None = Non
     return GraphedSteps(method, data_of(method), Ranks(0, 1, CPU), BATCH, graphs, say)
 
 
+def on_gpu(run: str, said: list[str], cuda_graph: bool = True) -> Steps:
+    _set_arithmetic("auto")
+    method = a_method(run, GPU)
+    torch.manual_seed(0)
+    return choose_steps(method, data_of(method, GPU), Ranks(0, 1, GPU), BATCH, cuda_graph, said.append)
+
+
 def take(steps: Steps, first: int, last: int) -> None:
-    for step in range(first, last):
-        steps.take(step * BATCH)
+    with steps.running():
+        for step in range(first, last):
+            steps.take(step * BATCH)
 
 
 def saved(method: Method) -> dict[str, Any]:
@@ -251,3 +272,62 @@ def test_what_stands_in_the_way_is_named(changes: dict[str, Any], world_size: in
     if not resident:
         data.resident = None
     assert obstacle(method, data, Ranks(0, world_size, CPU)) == reason
+
+
+@on_a_gpu
+@pytest.mark.parametrize("run", RUNS_ON_A_GPU)
+def test_graphs_on_a_gpu_are_the_steps(run: str) -> None:
+    said: list[str] = []
+    eager, graphed = on_gpu(run, said, cuda_graph=False), on_gpu(run, said)
+    states = []
+    for steps in (eager, graphed):
+        torch.manual_seed(1)
+        take(steps, 0, 60)
+        states.append(torch.cuda.get_rng_state())
+    assert said == []
+    assert isinstance(graphed, GraphedSteps)
+    assert len(graphed.replays) == len(graphed.taken)
+    torch.testing.assert_close(weights(graphed.method), weights(eager.method), rtol=0, atol=0)
+    torch.testing.assert_close(graphed.sums, eager.sums, rtol=0, atol=0)
+    assert torch.equal(graphed.method.state_dict()["noise"], eager.method.state_dict()["noise"])
+    assert torch.equal(*states)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("run", RUNS_ON_A_GPU)
+def test_going_on_on_a_gpu_comes_out_the_same(run: str) -> None:
+    whole, first, second = (on_gpu(run, []) for _ in range(3))
+    torch.manual_seed(1)
+    take(whole, 0, 50)
+    torch.manual_seed(1)
+    take(first, 0, 27)
+    state = saved(first.method) | {"cuda": torch.cuda.get_rng_state()}
+    second.method.load_state_dict(state["method"])
+    torch.cuda.set_rng_state(state["cuda"])
+    take(second, 27, 50)
+    torch.testing.assert_close(weights(second.method), weights(whole.method), rtol=0, atol=0)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("run", ["a lazy penalty, and more steps of the discriminator", "by parts, with dropout"])
+def test_code_that_waits_for_the_gpu_goes_on_without_graphs(
+    run: str, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found while it is watched; or, if it were not, by the capture that fails."""
+    if not watched:
+        monkeypatch.setattr(CudaGraphs, "watch", lambda self, launch: launch() and "")
+    said: list[str] = []
+    eager, graphed = on_gpu(run, said, cuda_graph=False), on_gpu(run, said)
+    for steps in (eager, graphed):
+        # the generator's turn alone, so that with a lazy one a graph of another kind is there before
+        generator: nn.Module = steps.method.generator  # type: ignore[attr-defined]
+        generator.register_forward_hook(
+            lambda module, inputs, output: float(output.sum()) and None if output.requires_grad else None
+        )
+        torch.manual_seed(1)
+        take(steps, 0, 60)
+    assert len(said) == 1
+    assert ("test_steps.py:" if watched else "not permitted when stream is capturing") in said[0]
+    torch.testing.assert_close(weights(graphed.method), weights(eager.method), rtol=0, atol=0)
+    torch.testing.assert_close(graphed.sums, eager.sums, rtol=0, atol=0)
