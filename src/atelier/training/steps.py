@@ -38,6 +38,8 @@ def choose_steps(
         batch: images a step, over all ranks.
         cuda_graph: whether they are to be captured where they can be.
     """
+    if ranks.device.type == "cuda":  # what optimisers say of steps that are not captured: the first ones never are
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     if ranks.device.type != "cuda" or not cuda_graph:
         return Steps(method, data, ranks, batch)
     if reason := obstacle(method, data, ranks):
