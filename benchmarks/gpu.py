@@ -14,10 +14,8 @@ precision: distance to real images after 100 kimg in bf16 and in fp32, three see
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,20 +31,20 @@ from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as training does, before a GPU is used
 
-import msgspec
 import numpy as np
 import torch
+from training_resources import workspace
 
 from atelier.config import Train
 from atelier.data.arrays import PreparedSplit
 from atelier.evaluation.classifier import ClassifierNetwork, as_input, train_classifier
 from atelier.evaluation.distances import DistanceTo, MomentsAccumulator
-from atelier.files import digest, write_json
+from atelier.files import digest, folder_digest
 from atelier.journal import read_journal
 from atelier.models import MODELS, ImageShape, build_networks
-from atelier.pictures import save_png, tile
+from atelier.pictures import Images, save_png, tile
 from atelier.ranks import Ranks
-from atelier.sampler import Sampler, draw_noise
+from atelier.sampler import draw_noise, to_uint8
 from atelier.training.batches import TrainingImages
 from atelier.training.loop import train_loop
 from atelier.training.method import Method, build_method
@@ -83,7 +81,7 @@ class Case:
 
     def __init__(self, model: str, shape: ImageShape, changes: dict[str, Any], split: PreparedSplit | None = None):
         entry = MODELS[model]
-        self.recipe = msgspec.structs.replace(entry.recipe, **changes)
+        self.recipe = entry.recipe.model_copy(update=changes)
         self.shape, self.entry, self.model = shape, entry, model
         _set_arithmetic(self.recipe.precision)
         if split is None:
@@ -106,13 +104,12 @@ class Case:
     def steps(self, graph: bool, said: list[str]) -> Steps:
         return choose_steps(self.method(), self.data, RANKS, self.recipe.batch, graph, said.append)
 
-    def sampler(self, method: Method) -> Sampler:
-        config = {
-            "noise": self.recipe.noise,
-            "data_range": self.entry.data_range,
-            "class_names": [str(name) for name in range(self.shape.classes)],
-        }
-        return Sampler(method.sampling_network(), config)
+    def draw(self, method: Method, count: int) -> Images:
+        """Images of fixed noise, each class in turn."""
+        noise = draw_noise(count, self.recipe.noise, seed=0).to(DEVICE)
+        labels = torch.arange(count, device=DEVICE) % self.shape.classes if self.shape.classes else None
+        with torch.no_grad():
+            return to_uint8(method.sampling_network()(noise, labels), self.entry.data_range)
 
     def loop(self, kimg: float, settings: Train, said: list[str]) -> dict[str, Any]:
         """Train; returns the method, the seconds that it took, and those of its pictures."""
@@ -121,10 +118,7 @@ class Case:
 
         def draw(path: Path) -> None:
             start = time.perf_counter()
-            columns = self.shape.classes or 8
-            labels = torch.arange(columns).repeat(8) if self.shape.classes else None
-            images = self.sampler(method).render(draw_noise(columns * 8, self.recipe.noise, seed=0), labels)
-            save_png(path, tile(images, columns=columns))
+            save_png(path, tile(self.draw(method, 80), columns=10))
             picture_seconds.append(time.perf_counter() - start)
 
         with tempfile.TemporaryDirectory() as folder:
@@ -249,25 +243,10 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     return result
 
 
-def workspace(root: Path, split: PreparedSplit) -> Path:
-    prepared = root / "data" / "prepared" / "mnist"
-    prepared.mkdir(parents=True)
-    np.save(prepared / "train-images.npy", split.images)
-    np.save(prepared / "train-labels.npy", split.labels)
-    digests = {"images_sha256": "", "labels_sha256": ""}
-    write_json(prepared / "card.json", {"splits": {"train": digests, "test": digests}, "left_out": []})
-    (root / "params.yaml").write_text(
-        "datasets: [mnist]\n"
-        "runs:\n"
-        "  gan: {dataset: mnist, model: cgan, kimg: 100}\n"
-        "  vae: {dataset: mnist, model: cvae, kimg: 100}\n"
-    )
-    return root
-
-
-def train(root: Path, run: str, *options: str) -> subprocess.Popen[str]:
+def train(root: Path, model: str, *options: str) -> subprocess.Popen[str]:
+    chosen = f"--set=runs.gan.model={model}"
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "train", run, "--root", str(root), *options],
+        [sys.executable, "-c", COMMAND, "train", "gan", "--root", str(root), chosen, *options],
         env=os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -276,27 +255,29 @@ def train(root: Path, run: str, *options: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], expected: int) -> str:
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    try:
+        output, _ = process.communicate(timeout=HANG_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise RuntimeError(f"still running after {HANG_SECONDS} s: {process.communicate()[0][-1500:]}") from None
     if process.returncode != expected:
         raise RuntimeError(f"exit code {process.returncode}, not {expected}: {output[-1500:]}")
     return output
 
 
-def result_of(root: Path, run: str) -> dict[str, str]:
-    """A digest of each file that must be the same; config.json has the name of the run's machine alone beside them."""
-    folder = root / "models" / run
-    files = [*folder.glob("*.safetensors"), folder / "journal.jsonl", *sorted(folder.glob("pictures/*"))]
-    digests = {str(file.relative_to(folder)): digest(file) for file in files}
-    pictures = hashlib.sha256("".join(v for k, v in digests.items() if "pictures" in k).encode()).hexdigest()
-    return {k: v for k, v in digests.items() if "pictures" not in k} | {"pictures": pictures}
+def result_of(root: Path) -> dict[str, str]:
+    """A digest of each file that must be the same, of all pictures together."""
+    folder = root / "models" / "gan"
+    found = {file.name: digest(file) for file in (*folder.glob("*.safetensors"), folder / "journal.jsonl")}
+    return found | {"pictures": folder_digest(folder / "pictures")}
 
 
-def killed_in_between(root: Path, run: str, kimg: float, options: tuple[str, ...]) -> list[str]:
+def killed_in_between(root: Path, model: str, kimg: float, options: tuple[str, ...]) -> list[str]:
     """SIGTERM at a third, SIGKILL at two thirds; returns what the trainings said."""
     outputs = []
     for part, (number, expected) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
-        process = train(root, run, *options)
-        journal = root / "checkpoints" / run / "journal.jsonl"
+        process = train(root, model, *options)
+        journal = root / "checkpoints" / "gan" / "journal.jsonl"
         start = time.monotonic()
         while not (lines := read_journal(journal)) or lines[-1]["kimg"] < kimg * (part + 1) / 3:
             if process.poll() is not None or time.monotonic() - start > HANG_SECONDS:
@@ -304,22 +285,21 @@ def killed_in_between(root: Path, run: str, kimg: float, options: tuple[str, ...
             time.sleep(0.005)
         process.send_signal(number)
         outputs.append(ended(process, expected))
-    outputs.append(ended(train(root, run, *options), 0))
+    outputs.append(ended(train(root, model, *options), 0))
     return outputs
 
 
-def same_bytes(split: PreparedSplit, kimg: float, short_kimg: float) -> dict[str, Any]:
-    def of_run(folder: Path, run: str) -> dict[str, Any]:
-        long = (f"--set=runs.{run}.kimg={kimg:g}", "--set=train.checkpoint_seconds=0.5")
-        short = (f"--set=runs.{run}.kimg={short_kimg:g}",)
-        graphed, eager, killed = (workspace(folder / f"{run}-{name}", split) for name in ("graphed", "eager", "killed"))
-        ended(train(eager, run, *short, "--set=train.cuda_graph=false"), 0)
-        said = ended(train(graphed, run, *short), 0)
-        result = {"graphed_is_eager": result_of(graphed, run) == result_of(eager, run), "said": said.splitlines()}
-        shutil.rmtree(graphed / "models")
-        ended(train(graphed, run, *long), 0)
-        outputs = killed_in_between(killed, run, kimg, long)
-        of_plain, of_killed = result_of(graphed, run), result_of(killed, run)
+def same_bytes(kimg: float, short_kimg: float) -> dict[str, Any]:
+    def of_model(folder: Path, model: str) -> dict[str, Any]:
+        long = (f"--set=runs.gan.kimg={kimg:g}", "--set=train.checkpoint_seconds=0.5")
+        short = (f"--set=runs.gan.kimg={short_kimg:g}",)
+        graphed, eager, killed = (workspace(str(folder / f"{model}-{name}")) for name in ("graphed", "eager", "killed"))
+        ended(train(eager, model, *short, "--set=train.cuda_graph=false"), 0)
+        said = ended(train(graphed, model, *short), 0)
+        result = {"graphed_is_eager": result_of(graphed) == result_of(eager), "said": said.splitlines()}
+        ended(train(graphed, model, *long), 0)
+        outputs = killed_in_between(killed, model, kimg, long)
+        of_plain, of_killed = result_of(graphed), result_of(killed)
         return result | {
             "resumed_is_plain": of_plain == of_killed,
             "differ": [name for name in of_plain if of_plain[name] != of_killed.get(name)],
@@ -328,8 +308,8 @@ def same_bytes(split: PreparedSplit, kimg: float, short_kimg: float) -> dict[str
         }
 
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
-        runs = {run: pool.submit(of_run, Path(name), run) for run in ("gan", "vae")}
-        return {run: future.result() for run, future in runs.items()}
+        models = {model: pool.submit(of_model, Path(name), model) for model in ("cgan", "cvae")}
+        return {model: future.result() for model, future in models.items()}
 
 
 @torch.no_grad()
@@ -351,7 +331,7 @@ def precision(split: PreparedSplit, kimg: float, seeds: int, classifier_kimg: fl
         for seed in range(seeds):
             case = Case("cgan", MNIST, {"precision": chosen, "kimg": kimg, "seed": seed}, split)
             loop = case.loop(kimg, Train(), [])
-            fakes = case.sampler(loop["method"]).draw(5000, seed=0)
+            fakes = case.draw(loop["method"], 5000)
             found.append(distance(features(classifier, fakes).moments()))
             seconds.append(loop["seconds"])
         result[chosen] = {
@@ -410,7 +390,7 @@ def table(result: dict[str, Any]) -> str:
     for name, part in result["parts"].items():
         if "error" in part:
             lines.append(f"\n{name}: {part['error'].splitlines()[-1]}")
-    if "plain" in result["parts"].get("same_bytes", {}).get("gan", {}):
+    if "plain" in result["parts"].get("same_bytes", {}).get("cgan", {}):
         lines += ["", "| same files | with graphs as without | killed twice as not killed |", "|---|---|---|"]
         for run, part in result["parts"]["same_bytes"].items():
             if isinstance(part, dict):
@@ -434,10 +414,9 @@ def main() -> None:
     parser.add_argument("--kimg", type=float, default=600, help="of the trainings that are killed")
     arguments = parser.parse_args()
     split, data = images_for_quality(arguments.images)
-    small = PreparedSplit(split.images[:5000], split.labels[:5000] if split.labels is not None else None)
     parts: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
         "speed": {name: lambda case=case: measure(Case(*case), arguments.seconds) for name, case in CASES.items()},
-        "same_bytes": {"same_bytes": lambda: same_bytes(small, arguments.kimg, arguments.kimg / 10)},
+        "same_bytes": {"same_bytes": lambda: same_bytes(arguments.kimg, arguments.kimg / 10)},
         "precision": {"precision": lambda: {"data": data} | precision(split, 100, 3, 100)},
         "compiled": {n: lambda case=case: measure(Case(*case), arguments.seconds) for n, case in COMPILED.items()},
     }

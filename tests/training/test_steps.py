@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -135,7 +134,7 @@ class Refusing(Recorder):
 def a_method(run: str, device: torch.device = CPU) -> Method:
     model, changes = RUNS_ON_A_GPU[run]
     entry = MODELS[model]
-    recipe = msgspec.structs.replace(entry.recipe, **changes)
+    recipe = entry.recipe.model_copy(update=changes)
     shape = ImageShape(28, 28, 1, entry.classes(recipe, 10))
     torch.manual_seed(0)
     return build_method(entry, recipe, build_networks(model, recipe, shape), shape.classes, device)
@@ -266,7 +265,7 @@ def test_a_failed_capture_leaves_the_discriminator_learning(monkeypatch: pytest.
 )
 def test_what_stands_in_the_way_is_named(changes: dict[str, Any], world_size: int, resident: bool, reason: str) -> None:
     entry = MODELS["cgan"]
-    recipe = msgspec.structs.replace(entry.recipe, width=8, batch=BATCH, **changes)
+    recipe = entry.recipe.model_copy(update={"width": 8, "batch": BATCH} | changes)
     method = build_method(entry, recipe, build_networks("cgan", recipe, ImageShape(28, 28, 1, 0)), 0, CPU)
     data = data_of(method)
     if not resident:
