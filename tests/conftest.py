@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from atelier.config import load_params
+from atelier.config.catalogue import DATASETS
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
-from atelier.data.sources import mnist
 from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reference import reference
 from atelier.files import digest, read_json, write_json
@@ -58,7 +58,9 @@ def full_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mnist_files(full_mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four IDX files under their official names, as a user may have them."""
     folder = tmp_path_factory.mktemp("mnist-files")
-    for name, file in mnist.FILES.items():
+    arrays = DATASETS["mnist"].arrays
+    assert arrays
+    for name, file in arrays.files.items():
         shutil.copy(full_mnist / "data" / "raw" / "mnist" / f"{name}.idx", folder / file.official_name)
     return folder
 

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from atelier.config import Params, load_params
+from atelier.config.catalogue import DATASETS
+from atelier.data.arrays import encode_idx, read_idx
 from atelier.data.ingest import ingest
-from atelier.data.sources import idx, mnist
+from atelier.data.sources import idx
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 
+assert DATASETS["mnist"].arrays
+FILES = DATASETS["mnist"].arrays.files
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
@@ -27,7 +31,7 @@ def quiet(message: str) -> None:
 
 
 def test_any_source_gives_the_published_bytes(full_mnist: Path) -> None:
-    for name, file in mnist.FILES.items():
+    for name, file in FILES.items():
         path = full_mnist / "data" / "raw" / "mnist" / f"{name}.idx"
         assert digest(path, "md5") == file.md5
         assert path.stat().st_size == file.bytes
@@ -87,7 +91,7 @@ def test_a_gzip_that_unpacks_too_far_is_refused() -> None:
 
 def test_the_unpickler_reads_arrays_and_refuses_everything_else(tmp_path: Path) -> None:
     array = np.arange(6, dtype=np.float32)
-    restored = mnist._ArraysOnly(io.BytesIO(pickle.dumps(array, protocol=3)), encoding="latin1").load()
+    restored = idx.ArraysOnly(io.BytesIO(pickle.dumps(array, protocol=3)), encoding="latin1").load()
     assert (restored == array).all()
 
     class Hostile:
@@ -95,14 +99,20 @@ def test_the_unpickler_reads_arrays_and_refuses_everything_else(tmp_path: Path) 
             return Path.touch, (Path(tmp_path / "ran"),)  # type: ignore[return-value]
 
     with pytest.raises(pickle.UnpicklingError):
-        mnist._ArraysOnly(io.BytesIO(pickle.dumps(Hostile())), encoding="latin1").load()
+        idx.ArraysOnly(io.BytesIO(pickle.dumps(Hostile())), encoding="latin1").load()
     assert not (tmp_path / "ran").exists()
 
 
-def test_idx_files_survive_a_round_trip_and_lies_in_the_header_are_found() -> None:
+def test_idx_files_survive_a_round_trip_and_damaged_ones_are_found(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
-    content = idx.encode(array)
-    assert (idx.decode(content, "here") == array).all()
-    for broken in (content[:-1], content + b"x", b"\x00\x00\x0d\x01", b""):
-        with pytest.raises(AtelierError, match="here: "):
-            idx.decode(broken, "here")
+    path = tmp_path / "mnist" / "here.idx"
+    path.parent.mkdir()
+    content = encode_idx(array)
+    path.write_bytes(content)
+    assert (read_idx(path, "mnist", dimensions=3) == array).all()
+    # sizes whose product is 60 in 64 bits, no content, another type, other dimensions, nothing at all
+    sizes = b"".join(size.to_bytes(4, "big") for size in (60, 1 << 31, 1 << 31, 4, 1))
+    for broken in (content[:-1], content + b"x", bytes([0, 0, 8, 5]) + sizes, b"\0\0\x0d\1", content[:4], b""):
+        path.write_bytes(broken)
+        with pytest.raises(AtelierError, match=r"here\.idx: damaged, .* run 'atelier ingest mnist' again"):
+            read_idx(path, "mnist", dimensions=3)

@@ -14,12 +14,10 @@ from PIL import Image
 
 from atelier.config import Params, load_params
 from atelier.config.records import LeftOut
-from atelier.data.arrays import open_split, read_card
-from atelier.data.check import check
+from atelier.data.arrays import check, encode_idx, open_split, read_card
 from atelier.data.images import Form, render
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
-from atelier.data.sources import idx
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest, read_json, write_json
 from own_pictures import picture, write_params, write_pictures
@@ -190,8 +188,8 @@ def test_published_arrays_at_another_side(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     images = np.random.default_rng(0).integers(0, 256, (20, 28, 28)).astype(np.uint8)
     for split in ("train", "test"):
-        (folder / f"{split}-images.idx").write_bytes(idx.encode(images))
-        (folder / f"{split}-labels.idx").write_bytes(idx.encode((np.arange(20) % 10).astype(np.uint8)))
+        (folder / f"{split}-images.idx").write_bytes(encode_idx(images))
+        (folder / f"{split}-labels.idx").write_bytes(encode_idx((np.arange(20) % 10).astype(np.uint8)))
     params = load_params(PROJECT / "params.yaml", ["prepare.sets.mnist={side: 64, channels: 3}"])
     prepare("mnist", params, tmp_path)
     test = open_split(tmp_path, "mnist", "test").images
@@ -265,5 +263,5 @@ def test_a_pack_that_was_altered_is_not_prepared(prepared: Path) -> None:
 
 def test_a_table_that_was_altered_is_said(prepared: Path) -> None:
     flip_last_byte(prepared / "data/raw/own/files.csv")
-    with pytest.raises(AtelierError, match=r"files\.csv: altered, it is not the table that ingest wrote"):
+    with pytest.raises(AtelierError, match=r"files\.csv: not as this version of ingest writes it"):
         prepare("own", load_params(prepared / "params.yaml"), prepared)

@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from atelier.config import load_params
-from atelier.data.arrays import open_split, read_card
+from atelier.data.arrays import encode_idx, open_split, read_card
 from atelier.data.prepare import prepare
-from atelier.data.sources import idx
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 
@@ -62,7 +61,7 @@ def test_raw_files_that_contradict_the_catalogue(
     raw = tmp_path / "data" / "raw" / "mnist"
     raw.mkdir(parents=True)
     for split in ("train", "test"):
-        (raw / f"{split}-images.idx").write_bytes(idx.encode(images))
-        (raw / f"{split}-labels.idx").write_bytes(idx.encode(labels))
+        (raw / f"{split}-images.idx").write_bytes(encode_idx(images))
+        (raw / f"{split}-labels.idx").write_bytes(encode_idx(labels))
     with pytest.raises(AtelierError, match=message):
         prepare("mnist", PARAMS, tmp_path)

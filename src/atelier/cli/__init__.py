@@ -169,7 +169,7 @@ def data() -> None:
 def check(dataset: str, as_json: bool, root: Path) -> None:
     """Verify raw and prepared files of DATASET against its card, byte for byte."""
     require_root(root)
-    from atelier.data.check import check
+    from atelier.data.arrays import check
 
     found = check(dataset, root)
     if as_json:

@@ -87,10 +87,11 @@ class SplitCard(Checked):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that is not taken, and why."""
+    """A file that is not taken, why, and whether a picture is lost by it."""
 
     file: str
     reason: str
+    is_picture: bool = True
 
 
 class DataCard(Record):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from atelier.config.records import DataCard, SplitCard
-from atelier.errors import InputError
+from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 
 Split = Literal["train", "test"]
@@ -39,12 +40,58 @@ def read_card(root: Path, dataset: str) -> DataCard:
 
 
 def open_split(root: Path, dataset: str, split: Split) -> PreparedSplit:
-    """Open one split without reading it into memory."""
+    """Open one split without reading its images into memory.
+
+    Raises:
+        InputError: if it is not there.
+        AtelierError: if it is damaged.
+    """
     folder = prepared_folder(root, dataset)
-    images, labels = folder / f"{split}-images.npy", folder / f"{split}-labels.npy"
-    if not images.is_file():
-        raise InputError(f"{images}: missing; run 'atelier prepare {dataset}' first")
-    return PreparedSplit(np.load(images, mmap_mode="r"), np.load(labels) if labels.is_file() else None)
+    images = _open_array(folder / f"{split}-images.npy", dataset, np.uint8, dimensions=4)
+    if not (path := folder / f"{split}-labels.npy").is_file():
+        return PreparedSplit(images, None)
+    labels = np.array(_open_array(path, dataset, np.int64, dimensions=1))
+    if len(labels) != len(images) or labels.min(initial=0) < 0:
+        raise AtelierError(f"{path}: damaged, not a label for each image; run 'atelier prepare {dataset}' again")
+    return PreparedSplit(images, labels)
+
+
+def _open_array(path: Path, dataset: str, dtype: type, dimensions: int) -> npt.NDArray[Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: missing; run 'atelier prepare {dataset}' first")
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    except Exception as error:  # ValueError, EOFError, SyntaxError, TypeError, OverflowError and more
+        raise AtelierError(
+            f"{path}: damaged, not an array ({str(error)[:100]}); run 'atelier prepare {dataset}' again"
+        ) from None
+    if getattr(array, "dtype", None) != dtype or array.ndim != dimensions:
+        raise AtelierError(f"{path}: damaged, another kind of array; run 'atelier prepare {dataset}' again")
+    return array
+
+
+def encode_idx(array: npt.NDArray[np.uint8]) -> bytes:
+    """IDX bytes of an array of unsigned bytes: magic number, sizes (big-endian), then the values."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return header + array.tobytes()
+
+
+def read_idx(path: Path, dataset: str, dimensions: int) -> npt.NDArray[np.uint8]:
+    """The array of unsigned bytes in an IDX file, read only.
+
+    Raises:
+        InputError: if it is not there.
+        AtelierError: if it is damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: missing; run 'atelier ingest {dataset}' first")
+    content, header = path.read_bytes(), 4 + 4 * dimensions
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != header + math.prod(shape):
+        raise AtelierError(
+            f"{path}: damaged, not an IDX file of {dimensions} dimensions; run 'atelier ingest {dataset}' again"
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
 class SplitWriter:
@@ -107,3 +154,57 @@ def dvc_md5(folder: Path) -> str:
     entries = [{"md5": digest(path, "md5"), "relpath": path.relative_to(folder).as_posix()} for path in files]
     entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+@dataclass
+class Found:
+    """How many files and images were looked at, and each problem in one line."""
+
+    files: int = 0
+    images: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check(dataset: str, root: Path) -> Found:
+    """Verify every file that the card names, and that the arrays are what it says.
+
+    Raises:
+        InputError: if there is no card.
+        AtelierError: if the card itself cannot be read.
+    """
+    found = Found()
+    raw, prepared = root / "data" / "raw" / dataset, prepared_folder(root, dataset)
+    card = read_card(root, dataset)
+    expected = {raw / name: sha256 for name, sha256 in card.raw_sha256.items()}
+    expected[prepared / "contact-sheet.png"] = card.contact_sheet_sha256
+    for split in SPLITS:
+        expected[prepared / f"{split}-images.npy"] = card.splits[split].images_sha256
+        if sha256 := card.splits[split].labels_sha256:
+            expected[prepared / f"{split}-labels.npy"] = sha256
+    for path, sha256 in expected.items():
+        found.files += 1
+        if not path.is_file():
+            found.problems.append(f"{path}: missing")
+        elif digest(path) != sha256:
+            found.problems.append(f"{path}: altered, its sha256 is not the one on the card")
+    present = {path for folder in (raw, prepared) if folder.is_dir() for path in folder.iterdir()}
+    strangers = present - expected.keys() - {prepared / "card.json"}
+    found.problems += [f"{path}: not on the card" for path in sorted(strangers)]
+    if not found.problems:
+        for split in SPLITS:
+            found.images += _check_split(dataset, root, card, split, found.problems)
+    return found
+
+
+def _check_split(dataset: str, root: Path, card: DataCard, split: Split, problems: list[str]) -> int:
+    """Digests are right: what is left is a card that contradicts the arrays it names."""
+    opened, said = open_split(root, dataset, split), card.splits[split]
+    shape = (said.images, card.height, card.width, card.channels)
+    where = f"{dataset}: {split}"
+    if opened.images.shape != shape:
+        problems.append(f"{where}: images are {opened.images.shape}, the card says {shape}")
+    if opened.labels is not None:
+        by_class = np.bincount(opened.labels, minlength=len(card.class_names)).tolist()
+        if by_class != said.by_class:
+            problems.append(f"{where}: labels count {by_class}, the card says {said.by_class}")
+    return len(opened.images)

@@ -3,55 +3,63 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from atelier.config import Ingest, Params
+from atelier.config import Params
+from atelier.config.catalogue import PublishedArrays
 from atelier.config.records import LeftOut
 from atelier.data import pack
-from atelier.data.sources import idx
-from atelier.data.sources.archive import Entry, Limits, open_source
-from atelier.data.sources.bring import bring
-from atelier.data.sources.fashion_mnist import FASHION_MNIST
-from atelier.data.sources.mnist import MNIST
-from atelier.errors import AtelierError
+from atelier.data.sources import open_source
+from atelier.data.sources.archive import Limits, Request
+from atelier.data.sources.idx import fetch_arrays, possible_names, read_arrays
+from atelier.errors import AtelierError, InputError, shown
 from atelier.files import atomic_directory, digest
 
 Say = Callable[[str], None]
-ARRAYS: dict[str, idx.IdxSet] = {published.dataset: published for published in (MNIST, FASHION_MNIST)}
-KAGGLE = {
-    "pokemon": "kvpratama/pokemon-images-dataset",
-    "pokemon-types": "vishalsubbiah/pokemon-images-and-types",
-}
-# Kaggle's set holds each picture twice, as PNG and as JPEG without transparency
-PNG_TWINS = {"pokemon"}
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-PICTURE_LIMIT_BYTES = 64_000_000
+# What is a picture by its first bytes, whatever its name: PNG, JPEG, GIF, BMP, TIFF, WebP, AVIF, HEIF, JPEG XL,
+# JPEG 2000, Photoshop. One that cannot be decoded is lost, which has to be said.
+PICTURE_BYTES = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|BM.{12}[\x0c-\x7c]\0\0\0|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP"
+    rb"|.{4}ftyp(avi[fs]|hei[cfmsx]|hev[cmsx]|mi[fa][f1]|msf1)|\xff\x0a|\0\0\0\x0c(JXL|jP) |8BPS",
+    re.DOTALL,
+)
+# what calls itself one, and may be broken
+PICTURE_NAME = re.compile(
+    r".\.(a?png|p?jpe?g|jpe|jfif|jif|bmp|dib|webp|gif|tiff?|avifs?|hei[cf]s?|hif|jxl|jp2|psd|svgz?|ico|tga|p[bgnp]m)$",
+    re.IGNORECASE,
+)
+NAMED_IN_LINE = 3
 
 
 def ingest(dataset: str, params: Params, root: Path, say: Say) -> Path:
     """Write the raw files of a data set; the same bytes whatever source they came from.
 
     Returns:
-        The folder: one IDX file for each of `idx.NAMES`, or a pack of pictures (see `pack`).
+        The folder: an IDX file for each that is published as arrays, or a pack of pictures (see `pack`).
 
     Raises:
+        InputError: if nothing says where they are, or nothing is there.
         AtelierError: if no source yields them; what was there before stays.
     """
-    params.dataset(dataset)
-    target = root / "data" / "raw" / dataset
+    info, settings = params.dataset(dataset), params.ingest
+    key, target = f"ingest.paths.{dataset}", root / "data" / "raw" / dataset
+    where = settings.paths.get(dataset)
     # kept when ingest is interrupted: what was downloaded is not downloaded again
     staging = target.with_name(f".{dataset}.download")
+    limits = Limits(settings.limit_files, int(settings.limit_gigabytes * 1e9))
+    request = Request(key, staging, limits, settings.timeout_seconds)
     try:
-        if dataset in ARRAYS:
-            _ingest_arrays(ARRAYS[dataset], params.ingest, root, target, staging, say)
+        if info.arrays:
+            _ingest_arrays(dataset, info.arrays, where, request, root, target, say)
+        elif where is None and not info.kaggle:
+            raise InputError(f"{key}: missing; add the folder or archive of its pictures")
         else:
-            _ingest_pictures(dataset, params.ingest, root, target, staging, say)
+            address = f"kaggle://{info.kaggle}" if where is None else where
+            _ingest_pictures(address, info.png_twins, request, root, target, say)
         shutil.rmtree(staging, ignore_errors=True)
     finally:
         if staging.is_dir() and not any(staging.iterdir()):
@@ -59,85 +67,60 @@ def ingest(dataset: str, params: Params, root: Path, say: Say) -> Path:
     return target
 
 
-def _limits(settings: Ingest) -> Limits:
-    return Limits(settings.limit_files, int(settings.limit_gigabytes * 1e9))
-
-
-def _ingest_arrays(published: idx.IdxSet, settings: Ingest, root: Path, target: Path, staging: Path, say: Say) -> None:
-    if all(
-        (target / f"{name}.idx").is_file() and digest(target / f"{name}.idx", "md5") == file.md5
-        for name, file in published.files.items()
-    ):
+def _ingest_arrays(
+    dataset: str, published: PublishedArrays, where: str | None, request: Request, root: Path, target: Path, say: Say
+) -> None:
+    files = published.files
+    paths = {name: target / f"{name}.idx" for name in files}
+    if all(path.is_file() and digest(path, "md5") == files[name].md5 for name, path in paths.items()):
         say(f"{target}: complete, every digest right")
         return
-    folder = None
-    if where := settings.paths.get(published.dataset):
-        key = f"ingest.paths.{published.dataset}"
-        folder = bring(where, key, root, staging, _limits(settings), settings.timeout_seconds)
-    with ExitStack() as stack:
-        if folder is not None and folder.is_file():
-            folder = _unpack(folder, published, _limits(settings), _scratch(staging, stack))
-        contents = idx.collect(published, folder, staging, settings.timeout_seconds, say)
+    if where is None:
+        contents = fetch_arrays(dataset, published, request.staging, request.timeout_seconds, say)
+    else:
+        names = possible_names(files)
+        with open_source(where, request, root, lambda name, head: PurePosixPath(name).name in names) as found:
+            contents = read_arrays(found, files)
     with atomic_directory(target) as partial:
         for name, content in contents.items():
             (partial / f"{name}.idx").write_bytes(content)
 
 
-def _unpack(archive: Path, published: idx.IdxSet, limits: Limits, folder: Path) -> Path:
-    """Copy the published files out of an archive, wherever in it they lie, to a folder below `folder`."""
-    names = {name for file in published.files.values() for name in idx.possible_names(file)}
-    members, unpacked = folder / "members", folder / "unpacked"
-    members.mkdir()
-    unpacked.mkdir()
-    with open_source(archive, lambda name: PurePosixPath(name).name in names, limits, members) as (entries, _):
-        for entry in entries:
-            with entry.open() as source, (unpacked / PurePosixPath(entry.name).name).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-    return unpacked
-
-
-def _ingest_pictures(dataset: str, settings: Ingest, root: Path, target: Path, staging: Path, say: Say) -> None:
-    key = f"ingest.paths.{dataset}"
-    where = settings.paths.get(dataset) or f"kaggle://{KAGGLE[dataset]}"
+def _ingest_pictures(where: str, png_twins: bool, request: Request, root: Path, target: Path, say: Say) -> None:
     say(f"source: {where}")
-    source = bring(where, key, root, staging, _limits(settings), settings.timeout_seconds)
-    with ExitStack() as stack:
-        members = _scratch(staging, stack)
-        entries, left_out = stack.enter_context(open_source(source, _is_wanted, _limits(settings), members))
-        if dataset in PNG_TWINS and (pngs := [entry for entry in entries if entry.name.lower().endswith(".png")]):
+    with open_source(where, request, root, _is_wanted) as found:
+        entries = list(found.entries.values())
+        if png_twins and (pngs := [entry for entry in entries if entry.name.lower().endswith(".png")]):
             entries = pngs
-        if not any(_is_picture(entry.name) for entry in entries):
-            raise AtelierError(f"{where}: holds no picture ({', '.join(PICTURE_SUFFIXES)}); check {key}")
-        entries, left_out = _without_common_folder(
-            entries, [item for item in left_out if not _is_bookkeeping(item.file)]
-        )
-        partial = stack.enter_context(atomic_directory(target))
-        count = pack.write_pack(partial, entries, left_out, PICTURE_LIMIT_BYTES)
-        refused = len(pack.read_left_out(partial, dataset))
-    say(f"{count} files packed" + (f", {refused} left out, see {target / pack.LEFT_OUT}" if refused else ""))
+        if all(pack.is_table(entry.name) for entry in entries):
+            raise AtelierError(f"{where}: holds no picture; check {request.key}{_summary(found.left_out)}")
+        entries, left_out = _without_common_folder(entries, found.left_out)
+        with atomic_directory(target) as partial:
+            left_out = pack.write_pack(partial, entries, left_out)
+            count = len(pack.read_files(partial, target.name))
+    say(f"{count} files packed{_summary(left_out)}" + (f"; see {target / pack.LEFT_OUT}" if left_out else ""))
 
 
-def _scratch(staging: Path, stack: ExitStack) -> Path:
-    """An empty folder until `stack` is left, on the disk that the data are on."""
-    staging.mkdir(parents=True, exist_ok=True)
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=staging)))
+def _summary(left_out: Iterable[LeftOut]) -> str:
+    """What is left out, by the commonest reasons, and the first files of each."""
+    files: dict[str, list[str]] = {}
+    for item in left_out:
+        files.setdefault(item.reason, []).append(shown(item.file))
+    parts = []
+    for reason, names in sorted(files.items(), key=lambda pair: -len(pair[1]))[:NAMED_IN_LINE]:
+        named = ", ".join(names[:NAMED_IN_LINE]) + (", …" if len(names) > NAMED_IN_LINE else "")
+        parts.append(f"{len(names)} {reason} ({named})")
+    more = ["…"] if len(files) > NAMED_IN_LINE else []
+    return f"; left out: {'; '.join(parts + more)}" if parts else ""
 
 
-def _is_bookkeeping(name: str) -> bool:
-    """Whether a file is a system's own: it comes and goes with the way a folder was packed."""
-    path = PurePosixPath(name)
-    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini") or "__MACOSX" in path.parts
+def _is_wanted(name: str, head: bytes) -> bool:
+    return bool(PICTURE_BYTES.match(head) or PICTURE_NAME.search(name)) or pack.is_table(name)
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES) and not _is_bookkeeping(name)
-
-
-def _is_wanted(name: str) -> bool:
-    return _is_picture(name) or (name.lower().endswith(".csv") and not _is_bookkeeping(name))
-
-
-def _without_common_folder(entries: list[Entry], left_out: list[LeftOut]) -> tuple[list[Entry], list[LeftOut]]:
+def _without_common_folder(
+    entries: list[pack.Entry], left_out: Iterable[LeftOut]
+) -> tuple[list[pack.Entry], list[LeftOut]]:
     """Take the folders off that all files lie in: a folder and a zip of it name the same files."""
     common = os.path.commonpath(["/" + os.path.dirname(entry.name) for entry in entries]).lstrip("/")
     prefix = f"{common}/" if common else ""

@@ -1,49 +1,70 @@
 """The raw form of a set of pictures: the original files in one uncompressed zip, and two tables of them.
 
 One large file instead of many small ones, since those are what versioned storage is slow with; uncompressed, so that
-any number of processes can read any picture by its place; the same bytes whatever folder or archive they came from.
+any number of processes can read any picture; the same bytes whatever folder or archive they came from.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
 import zipfile
-import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from atelier.config.records import LeftOut
-from atelier.data.sources.archive import Entry
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.progress import watch
 
 PACK, SHA256, FILES, LEFT_OUT = "pictures.zip", "pictures.zip.sha256", "files.csv", "left-out.csv"
 BLOCK_BYTES = 1 << 20
+LIMIT_BYTES = 64_000_000  # no picture below prepare.limit_megapixels is larger
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a source: its name with forward slashes, relative to the source, its size, and how to read it."""
+
+    name: str
+    size_bytes: int
+    open: Callable[[], IO[bytes]]
+    origin: str  # the folder or archive, for messages
+
+
+def reading(path: Path) -> Callable[[], IO[bytes]]:
+    """How a file on this machine is read."""
+    return lambda: path.open("rb")
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A file in the pack: where its bytes lie and their digest."""
+    """A file in the pack and the digest of its content."""
 
     name: str
-    offset: int
-    bytes: int
     sha256: str
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
     """Sort key by which 2.png comes before 10.png."""
-    parts = re.split(r"([0-9]+)", name)
-    return (*((int(part), part) if i % 2 else (part.lower(), part) for i, part in enumerate(parts)),)
+    words = re.split(r"([0-9]+)", name)
+    # numbers are compared as text, by length first: Python makes no number of 5000 digits
+    return (
+        *((len(d := word.lstrip("0")), d, word) if i % 2 else (word.lower(), word) for i, word in enumerate(words)),
+    )
 
 
-def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOut], limit_bytes: int) -> int:
-    """Write the pack of `entries` and its tables to `folder`, in natural order; returns the number of files.
+def is_table(name: str) -> bool:
+    """Whether a file holds labels; all others of a pack are pictures, or call themselves so."""
+    return name.lower().endswith(".csv")
+
+
+def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOut]) -> list[LeftOut]:
+    """Write the pack of `entries` and its tables to `folder`, in natural order; returns all that is left out.
 
     Raises:
         AtelierError: if a file cannot be read whole; the source is then not to be trusted with the others.
@@ -53,21 +74,24 @@ def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOu
     with zipfile.ZipFile(folder / PACK, "w", zipfile.ZIP_STORED) as pack:
         ordered = sorted(entries, key=lambda entry: natural_order(entry.name))
         for entry in watch(ordered, len(ordered), "pack", "file"):
-            if (other := spellings.setdefault(entry.name.casefold(), entry.name)) != entry.name:
-                refused.append(LeftOut(entry.name, f"the name of '{other}' but for upper and lower case; rename it"))
-            elif entry.size_bytes > limit_bytes:
-                refused.append(
-                    LeftOut(entry.name, f"{entry.size_bytes / 1e6:.0f} MB, more than {limit_bytes / 1e6:.0f}")
-                )
-            elif entry.size_bytes == 0:
-                refused.append(LeftOut(entry.name, "an empty file"))
+            if reason := _refusal(entry, spellings.setdefault(entry.name.casefold(), entry.name)):
+                refused.append(LeftOut(entry.name, reason, not is_table(entry.name)))
             else:
                 files.append(_append(pack, entry))
     (folder / SHA256).write_text(f"{digest(folder / PACK)}  {PACK}\n")  # as sha256sum writes it
-    _write_table(folder / FILES, ("name", "offset", "bytes", "sha256"), [vars(file).values() for file in files])
     refused.sort(key=lambda item: natural_order(item.file))
-    _write_table(folder / LEFT_OUT, ("file", "reason"), [(item.file, item.reason) for item in refused])
-    return len(files)
+    _write_table(folder / FILES, PackedFile, files)
+    _write_table(folder / LEFT_OUT, LeftOut, refused)
+    return refused
+
+
+def _refusal(entry: Entry, first: str) -> str:
+    """Why a file is not packed, empty if it is; `first` of all names that differ in upper and lower case alone."""
+    if first != entry.name:
+        return f"the name of '{first}' but for upper and lower case; rename it"
+    if entry.size_bytes > LIMIT_BYTES:
+        return f"{entry.size_bytes / 1e6:.0f} MB, more than {LIMIT_BYTES / 1e6:.0f}"
+    return "" if entry.size_bytes else "an empty file"
 
 
 def _append(pack: zipfile.ZipFile, entry: Entry) -> PackedFile:
@@ -75,68 +99,106 @@ def _append(pack: zipfile.ZipFile, entry: Entry) -> PackedFile:
     info.external_attr = 0o644 << 16
     info.file_size = entry.size_bytes
     sha256, size = hashlib.sha256(), 0
-    try:
-        with entry.open() as source, pack.open(info, "w") as target:
-            offset = info.header_offset + len(info.FileHeader(False))
-            while block := source.read(BLOCK_BYTES):
-                size += len(block)
-                sha256.update(block)
-                target.write(block)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise AtelierError(f"{entry.name}: broken in its archive ({error}); get the archive again") from None
+    with pack.open(info, "w") as target:
+        for block in blocks(entry, BLOCK_BYTES):
+            size += len(block)
+            sha256.update(block)
+            target.write(block)
     if size != entry.size_bytes:
         raise AtelierError(
             f"{entry.name}: {size} bytes where {entry.size_bytes} were announced; it changed, run ingest again"
         )
-    return PackedFile(entry.name, offset, size, sha256.hexdigest())
+    return PackedFile(entry.name, sha256.hexdigest())
 
 
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+def blocks(entry: Entry, size: int) -> Iterator[bytes]:
+    """The content of a file of a source, up to `size` bytes at a time.
+
+    Raises:
+        AtelierError: if it cannot be read to its end.
+    """
+    try:
+        with entry.open() as source:
+            while block := source.read(size):
+                yield block
+    except Exception as error:  # of archives: BadZipFile, zlib.error, LZMAError, EOFError, OSError and more
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise AtelierError(f"{entry.origin}: '{entry.name}' cannot be read ({reason}); get it again") from None
+
+
+def _write_table(path: Path, row: type, rows: Iterable[Any]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow([field.name for field in fields(row)])
+        writer.writerows([str(value) for value in astuple(item)] for item in rows)
 
 
 def read_files(folder: Path, dataset: str) -> list[PackedFile]:
     """The files of a pack, in natural order."""
-    if not (folder / PACK).is_file():
-        raise InputError(f"{folder / PACK}: missing; run 'atelier ingest {dataset}' first")
-    return [
-        PackedFile(name, int(offset), int(size), sha256)
-        for name, offset, size, sha256 in _read_table(folder / FILES, dataset, 4)
-    ]
+    return [PackedFile(*row) for row in _read_table(folder / FILES, PackedFile, dataset)]
 
 
 def read_left_out(folder: Path, dataset: str) -> list[LeftOut]:
     """What ingest did not take, with reasons."""
-    return [LeftOut(file, reason) for file, reason in _read_table(folder / LEFT_OUT, dataset, 2)]
+    rows = _read_table(folder / LEFT_OUT, LeftOut, dataset)
+    return [LeftOut(file, reason, is_picture == "True") for file, reason, is_picture in rows]
 
 
-def _read_table(path: Path, dataset: str, columns: int) -> list[list[str]]:
-    if not path.is_file():
-        raise InputError(f"{path}: missing; run 'atelier ingest {dataset}' first")
+def read_digest(folder: Path, dataset: str) -> str:
+    """The sha256 of the pack as ingest found it; what `PackReader` reads is verified file by file."""
+    text = _read_text(folder / SHA256, dataset)
+    if not re.fullmatch(rf"[0-9a-f]{{64}}  {re.escape(PACK)}\n", text):
+        raise _altered(folder / SHA256, dataset)
+    return text.split()[0]
+
+
+def _read_table(path: Path, row: type, dataset: str) -> list[list[str]]:
+    header = [field.name for field in fields(row)]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
-    except (UnicodeDecodeError, csv.Error):
-        rows = [[]]
-    if any(len(row) != columns for row in rows):
-        raise AtelierError(f"{path}: altered, it is not the table that ingest wrote; run 'atelier ingest {dataset}'")
+        found, *rows = csv.reader(io.StringIO(_read_text(path, dataset), newline=""), strict=True)
+    except (csv.Error, ValueError):
+        found, rows = [], []
+    if found != header or any(len(row) != len(header) for row in rows):
+        raise _altered(path, dataset)
     return rows
 
 
+def _read_text(path: Path, dataset: str) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; run 'atelier ingest {dataset}' first") from None
+    except UnicodeDecodeError:
+        raise _altered(path, dataset) from None
+
+
+def _altered(path: Path, dataset: str) -> AtelierError:
+    return AtelierError(f"{path}: not as this version of ingest writes it; run 'atelier ingest {dataset}'")
+
+
 class PackReader:
-    """Reads files of a pack by their place."""
+    """Reads files of a pack by their names."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / PACK
-        self.file = self.path.open("rb")
+        self.path, dataset = folder / PACK, folder.name
+        try:
+            self.archive = zipfile.ZipFile(self.path)
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: missing; run 'atelier ingest {dataset}' first") from None
+        except Exception:  # of what is no zip at all, zipfile raises ValueError, struct.error and more
+            raise _altered(self.path, dataset) from None
 
     def read(self, packed: PackedFile) -> bytes:
-        """The bytes of a file, verified; `AtelierError` if they are not those that were packed."""
-        self.file.seek(packed.offset)
-        data = self.file.read(packed.bytes)
-        if hashlib.sha256(data).hexdigest() != packed.sha256:
-            raise AtelierError(f"{self.path}: '{packed.name}' was altered since it was packed; run ingest again")
-        return data
+        """The bytes of a file, verified.
+
+        Raises:
+            AtelierError: if they are not those that were packed.
+        """
+        try:
+            if self.archive.getinfo(packed.name).file_size <= LIMIT_BYTES:
+                data = self.archive.read(packed.name)
+                if hashlib.sha256(data).hexdigest() == packed.sha256:
+                    return data
+        except Exception:  # of an altered zip, zipfile and its decompressors raise nearly anything
+            pass
+        raise AtelierError(f"{self.path}: '{packed.name}' was altered since it was packed; run ingest again")

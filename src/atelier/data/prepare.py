@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from atelier.config import Params
-from atelier.config.catalogue import DATASETS, PUBLISHED_AS_ARRAYS, DatasetInfo
+from atelier.config.catalogue import DATASETS, DatasetInfo
 from atelier.config.records import DataCard, LeftOut, SplitCard
 from atelier.data import pack
-from atelier.data.arrays import SPLITS, Split, SplitWriter, prepared_folder
-from atelier.data.images import Form, resize_all
-from atelier.data.labels import find_labels
-from atelier.data.render import render_all
-from atelier.data.sources import idx
-from atelier.data.sources.archive import NOT_A_PICTURE
-from atelier.errors import AtelierError, InputError
+from atelier.data.arrays import SPLITS, Split, SplitWriter, prepared_folder, read_idx
+from atelier.data.images import Form, render_all, resize_all
+from atelier.data.labels import find_labels, split_by_folder
+from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest
 from atelier.pictures import Images, save_png, tile
 from atelier.progress import bar, watch
 
 ROWS_AT_A_TIME = 5000
 NAMED_IN_ERROR = 3
-IN_OTHER_SPLIT = "the same picture is in the other split"
-HARMLESS = {NOT_A_PICTURE, IN_OTHER_SPLIT}  # listed, but no sign of bad data
 
 
 class Sorter:
@@ -44,7 +39,7 @@ class Sorter:
         if split is None or isinstance(split, LeftOut):
             return split
         if self.seen.setdefault(sha256[:16], split) != split:
-            return LeftOut(name, IN_OTHER_SPLIT)
+            return LeftOut(name, "the same picture is in the other split")
         self.counts[split] += 1
         return split
 
@@ -56,8 +51,7 @@ class Sorter:
             if self.counts["train"] < self.info.train_images:
                 return "train"
             return "test" if self.counts["test"] < self.info.test_images else None
-        named = [split for split in SPLITS if split in PurePosixPath(name).parent.parts]
-        return named[0] if len(named) == 1 else LeftOut(name, "in no folder 'train' or 'test'")
+        return split_by_folder(name, self.info) or LeftOut(name, "in no folder 'train' or 'test'")
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
     raw = root / "data" / "raw" / dataset
     target = prepared_folder(root, dataset)
     left_out, unused = list[LeftOut](), list[str]()
-    if dataset in PUBLISHED_AS_ARRAYS:
+    if info.arrays:
         pieces = _read_arrays(raw, dataset, info, form)
     else:
         pieces = _read_pictures(raw, dataset, info, form, workers, left_out, unused)
@@ -97,7 +91,8 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
         for piece in pieces:
             writers[piece.split].add(piece.images, piece.labels)
         splits = {split: writer.close() for split, writer in writers.items()}
-        _check_left_out(info, left_out, sum(split.images for split in splits.values()), settings.left_out_limit)
+        good = len(unused) + sum(split.images for split in splits.values())
+        _check_left_out(info, left_out, good, settings.left_out_limit)
         _check_splits(info, splits)
         _write_contact_sheet(folder, len(info.class_names), settings.contact_sheet_per_class)
         card = DataCard(
@@ -109,7 +104,7 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
             width=info.side,
             channels=info.channels,
             class_names=list(info.class_names),
-            raw_sha256=_raw_digests(raw),
+            raw_sha256=_raw_digests(raw, dataset),
             splits=splits,
             contact_sheet_sha256=digest(folder / "contact-sheet.png"),
             left_out=left_out,
@@ -119,16 +114,17 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
     return target
 
 
-def _raw_digests(raw: Path) -> dict[str, str]:
+def _raw_digests(raw: Path, dataset: str) -> dict[str, str]:
     digests = {path.name: digest(path) for path in sorted(raw.iterdir()) if path.name != pack.PACK}
-    if pack.SHA256 in digests:  # its pictures were verified one by one
-        digests[pack.PACK] = (raw / pack.SHA256).read_text().split()[0]
+    if pack.SHA256 in digests:
+        digests[pack.PACK] = pack.read_digest(raw, dataset)
     return digests
 
 
 def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iterator[Piece]:
     for split in SPLITS:
-        images, labels = (_read_idx(raw / f"{split}-{what}.idx", dataset) for what in ("images", "labels"))
+        images = read_idx(raw / f"{split}-images.idx", dataset, dimensions=3)
+        labels = read_idx(raw / f"{split}-labels.idx", dataset, dimensions=1)
         side = DATASETS[dataset].side
         if images.shape[1:] != (side, side):
             raise AtelierError(
@@ -145,12 +141,6 @@ def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iter
             yield Piece(split, resize_all(images[rows][..., None], form), labels[rows].astype(np.int64))
 
 
-def _read_idx(path: Path, dataset: str) -> npt.NDArray[np.uint8]:
-    if not path.is_file():
-        raise InputError(f"{path}: missing; run 'atelier ingest {dataset}' first")
-    return idx.decode(path.read_bytes(), str(path))
-
-
 def _read_pictures(
     raw: Path,
     dataset: str,
@@ -161,8 +151,8 @@ def _read_pictures(
     unused: list[str],
 ) -> Iterator[Piece]:
     files = pack.read_files(raw, dataset)
-    tables = [file for file in files if file.name.lower().endswith(".csv")]
-    pictures = [file for file in files if not file.name.lower().endswith(".csv")]
+    tables = [file for file in files if pack.is_table(file.name)]
+    pictures = [file for file in files if not pack.is_table(file.name)]
     left_out += pack.read_left_out(raw, dataset)
     labels, missing = find_labels(pictures, tables, pack.PackReader(raw), info)
     left_out += missing
@@ -197,7 +187,7 @@ def _read_pictures(
 
 
 def _check_left_out(info: DatasetInfo, left_out: list[LeftOut], good: int, limit: float) -> None:
-    pictures = [item for item in left_out if item.reason not in HARMLESS]
+    pictures = [item for item in left_out if item.is_picture]
     if len(pictures) > limit * (good + len(pictures)):
         named = "; ".join(f"{item.file}: {item.reason}" for item in pictures[:NAMED_IN_ERROR])
         raise AtelierError(

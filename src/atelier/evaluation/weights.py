@@ -123,10 +123,7 @@ def _fetch_inception(source: str, timeout_seconds: float) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         fetched = Path(folder) / "fetched"
         try:
-            if source.startswith("s3://"):
-                _fetch_from_s3(source, fetched)
-            else:
-                fetch(source, fetched, INCEPTION.bytes, timeout_seconds)
+            fetch(source, fetched, INCEPTION.bytes, timeout_seconds)
         except AtelierError as error:
             raise AtelierError(
                 f"extractor 'inception': {error}; put {INCEPTION.files[0]} into {target.parent}, or set "
@@ -134,16 +131,3 @@ def _fetch_inception(source: str, timeout_seconds: float) -> Path:
             ) from None
         shutil.move(verify(fetched, INCEPTION), target)
     return target
-
-
-def _fetch_from_s3(url: str, target: Path) -> None:
-    """Fetch one object. AWS_ENDPOINT_URL and the usual credentials apply."""
-    import boto3
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    try:
-        boto3.session.Session().client("s3").download_file(bucket, key, str(target))
-    except (Boto3Error, BotoCoreError, ClientError, ValueError) as error:
-        raise AtelierError(f"{url}: {' '.join(str(error).split())}") from None

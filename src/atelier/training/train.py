@@ -192,7 +192,10 @@ def _config(run: Run, card: DataCard, ranks: Ranks) -> ModelConfig:
 
 def _data_params(root: Path, run: Run, card: DataCard) -> dict[str, Any]:
     """Which data exactly, by the digest that DVC keeps them under, and how many pictures were left out of them."""
-    return {"data_dvc_md5": dvc_md5(prepared_folder(root, run.dataset)), "data_left_out": len(card.left_out)}
+    return {
+        "data_dvc_md5": dvc_md5(prepared_folder(root, run.dataset)),
+        "data_left_out": sum(item.is_picture for item in card.left_out),
+    }
 
 
 def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, float], None]:

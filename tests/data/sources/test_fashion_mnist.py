@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from atelier.config import Params, load_params
+from atelier.config.catalogue import DATASETS
 from atelier.data.arrays import open_split
 from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
-from atelier.data.sources import fashion_mnist
 from atelier.errors import AtelierError
 from atelier.files import digest, folder_digest
 
+assert DATASETS["fashion-mnist"].arrays
+FILES = DATASETS["fashion-mnist"].arrays.files
 PROJECT = Path(__file__).parents[3]
 OVERRIDES = ["datasets=[fashion-mnist]", "runs={run: {dataset: fashion-mnist, model: cgan}}"]
 
@@ -35,7 +37,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_published_bytes_become_arrays(fetched: Path) -> None:
     raw = fetched / "data/raw/fashion-mnist"
     assert {path.name: digest(path, "md5") for path in raw.iterdir()} == {
-        f"{name}.idx": file.md5 for name, file in fashion_mnist.FILES.items()
+        f"{name}.idx": file.md5 for name, file in FILES.items()
     }
     prepare("fashion-mnist", params_with(), fetched)
     train = open_split(fetched, "fashion-mnist", "train")
@@ -49,7 +51,7 @@ def test_the_published_bytes_become_arrays(fetched: Path) -> None:
 def test_what_the_user_has_gives_the_same_bytes(fetched: Path, tmp_path: Path, form: str) -> None:
     own = tmp_path / "own" / "inner"
     own.mkdir(parents=True)
-    for name, file in fashion_mnist.FILES.items():
+    for name, file in FILES.items():
         shutil.copy(fetched / f"data/raw/fashion-mnist/{name}.idx", own / file.official_name)
     source = own if form == "folder" else shutil.make_archive(str(tmp_path / "own"), form, tmp_path / "own")
     ingest("fashion-mnist", params_with(f"ingest.paths.fashion-mnist={source}"), tmp_path, print)

@@ -1,1 +1,43 @@
-"""One file a source. Each fills a folder with verified raw files: content decides, not origin."""
+"""Where data come from: this machine, or a place that a module here fetches them from by its address."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from atelier.data.pack import Entry
+from atelier.data.sources.archive import Contents, Request, Wanted, read_contents
+from atelier.data.sources.download import from_s3
+from atelier.data.sources.kaggle import from_kaggle
+from atelier.errors import InputError
+
+# A kind of source is a module and a line here: from what follows :// in an address to a folder or archive on this
+# machine, or to files that can be read
+SOURCES: dict[str, Callable[[str, Request], Path | Iterable[Entry]]] = {"s3": from_s3, "kaggle": from_kaggle}
+
+
+@contextmanager
+def open_source(where: str, request: Request, root: Path, wanted: Wanted) -> Iterator[Contents]:
+    """Yield the files of a source, those that are `wanted` to be read.
+
+    Args:
+        where: a path, relative to `root`, or an address.
+        request: what else a source is told.
+        root: the workspace.
+        wanted: told a file's name and how it begins, whether it is to be read at all.
+
+    Raises:
+        InputError: if there is nothing there.
+        AtelierError: if it cannot be fetched or read, or has more or other than an honest source has.
+    """
+    scheme, separator, address = where.partition("://")
+    if not where.strip():
+        raise InputError(f"{request.key}: empty; give a folder or an archive of the data, or remove the key")
+    if separator and scheme not in SOURCES:
+        known = " or ".join(f"{name}://" for name in SOURCES)
+        raise InputError(f"{request.key}: {scheme}:// is not known; give a path, or an address with {known}")
+    source = SOURCES[scheme](address, request) if separator else root / os.path.expanduser(where)
+    with ExitStack() as stack:
+        yield read_contents(source, wanted, request.limits, request.staging, stack)

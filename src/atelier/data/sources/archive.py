@@ -1,30 +1,40 @@
-"""What lies in a folder, a .zip or a .tar(.gz): files by safe names, read without ever unpacking by name."""
+"""What lies in a folder, a .zip or a .tar(.gz): files by name, read without ever unpacking by name."""
 
 from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import io
 import os
 import re
-import shutil
 import stat
+import struct
 import tarfile
+import tempfile
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from atelier.config.records import LeftOut
+from atelier.data.pack import BLOCK_BYTES, Entry, blocks, reading
 from atelier.errors import AtelierError, InputError
 
-Wanted = Callable[[str], bool]
-NOT_A_PICTURE = "not a picture"  # by its name
-HEADER_LIMIT_BYTES = 16 << 20  # no honest member has longer names or attributes
+Wanted = Callable[[str, bytes], bool]  # told a file's name and how it begins, whether it is to be read at all
+HEAD_BYTES = 64
+GZIP = b"\x1f\x8b"
+HEADER_LIMIT_BYTES = 16 << 20  # no honest member of a tar has longer names or attributes
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+NOT_A_PICTURE, AN_ARCHIVE, NOT_DATA = "not a picture", "an archive, not looked into", "hidden, or a system's own"
+# of thumbnails, deleted files and earlier versions; those whose names begin with a dot need no list
+SYSTEM_FOLDERS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"}
+SYSTEM_FOLDERS |= {"$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "__pycache__"}
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,57 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One file: its name with forward slashes, relative to the source, its size, and how to read it."""
+class Request:
+    """What a source is told beside an address."""
 
-    name: str
-    size_bytes: int
-    open: Callable[[], IO[bytes]]
+    key: str  # of the parameter that holds the address, for messages
+    staging: Path  # what an interrupted download leaves here is not fetched again
+    limits: Limits
+    timeout_seconds: float  # of each connection
+
+
+@dataclass
+class Contents:
+    """The files of a source that are wanted, each name once, and what is left out."""
+
+    where: str
+    limits: Limits
+    entries: dict[str, Entry] = field(default_factory=dict)
+    left_out: dict[LeftOut, None] = field(default_factory=dict)  # in order, each once
+    files: int = 0
+    bytes: int = 0
+
+    def count(self, size: int) -> None:
+        """One more file of `size` bytes; `AtelierError` beyond the limits."""
+        self.files += 1
+        self.bytes += size
+        if self.files > self.limits.files:
+            raise AtelierError(
+                f"{self.where}: holds more than {self.limits.files} files; raise ingest.limit_files if that is right"
+            )
+        self.check(self.bytes)
+
+    def check(self, size: int) -> None:
+        """`AtelierError` if a source of `size` bytes is beyond the limits."""
+        if size > self.limits.bytes:
+            raise AtelierError(
+                f"{self.where}: unpacks to more than {self.limits.bytes / 1e9:g} GB; raise ingest.limit_gigabytes if "
+                "that is right"
+            )
+
+    def leave_out(self, name: str, reason: str, *, is_picture: bool) -> None:
+        """List a file or a folder that is not taken."""
+        self.left_out[LeftOut(_text(name), reason, is_picture)] = None
+
+    def is_hidden(self, name: str) -> bool:
+        """Whether a file lies in a folder that holds no data of the user's; the outermost such folder is listed."""
+        folders = name.split("/")[:-1]
+        for depth, folder in enumerate(folders, start=1):
+            if folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS:
+                if folder != "__MACOSX":  # comes and goes with the way a folder was packed
+                    self.leave_out("/".join(folders[:depth]), NOT_DATA, is_picture=False)
+                return True
+        return False
 
 
 def is_archive(path: str) -> bool:
@@ -49,192 +104,277 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-@contextmanager
-def open_source(
-    path: Path, wanted: Wanted, limits: Limits, staging: Path
-) -> Iterator[tuple[list[Entry], list[LeftOut]]]:
-    """Yield the files of a folder or an archive whose names are `wanted`, and those left out with reasons.
+def read_contents(
+    source: Path | Iterable[Entry], wanted: Wanted, limits: Limits, staging: Path, stack: ExitStack
+) -> Contents:
+    """List the files of a folder, an archive, or a source that lists its own; `wanted` ones can be read.
 
     Args:
-        path: a folder or an archive.
-        wanted: told a file's name, whether it is to be read at all.
+        source: what to list.
+        wanted: asked of each file.
         limits: a source beyond them is refused before it is unpacked.
-        staging: an existing folder for what has to be unpacked, under numbers for names.
+        staging: where a folder is made for what has to be unpacked, under numbers for names.
+        stack: keeps an archive open, and what is unpacked, until it is left.
 
     Raises:
-        InputError: if there is no such source, or it is neither.
+        InputError: if there is no such source, or it is neither folder nor archive.
         AtelierError: if the archive is broken, too large, or has a member that no honest archive has.
     """
-    with ExitStack() as stack:
-        if path.is_dir():
-            found = _list_folder(path, limits)
-        elif not path.is_file():
-            raise InputError(f"{path}: no such folder or archive; give one that exists")
-        elif not is_archive(path.name):
-            raise InputError(f"{path}: not an archive; give a folder, or one of {', '.join(ARCHIVE_SUFFIXES)}")
-        elif path.suffix.lower() == ".zip":
-            found = _list_zip(path, limits, stack)
+    contents = Contents(str(source) if isinstance(source, Path) else "", limits)
+    found, unpacked = _list(source, contents, wanted, staging, stack)
+    for entry in found:
+        if contents.is_hidden(entry.name):
+            continue
+        contents.count(entry.size_bytes)
+        entry = replace(entry, name=_text(entry.name))
+        rest = blocks(entry, BLOCK_BYTES if unpacked else HEAD_BYTES)
+        head = next(rest, b"")
+        file = PurePosixPath(entry.name).name
+        if not wanted(entry.name, head[:HEAD_BYTES]):
+            if file.lower() not in SYSTEM_FILES and not file.startswith("."):
+                contents.leave_out(entry.name, AN_ARCHIVE if is_archive(file) else NOT_A_PICTURE, is_picture=False)
+        elif file.startswith("."):
+            contents.leave_out(entry.name, NOT_DATA, is_picture=False)
         else:
-            found = _unpack_tar(path, wanted, limits, staging)
-        entries, left_out = found
-        unwanted = [LeftOut(entry.name, NOT_A_PICTURE) for entry in entries if not wanted(entry.name)]
-        yield [entry for entry in entries if wanted(entry.name)], left_out + unwanted
+            if unpacked:
+                entry = _unpack(entry, head, rest, unpacked / str(contents.files))
+            if (first := contents.entries.setdefault(entry.name, entry)) is not entry:
+                same = _digest(first) == _digest(entry)
+                reason = "twice in the source, the same bytes" if same else "the name of another file in the source"
+                contents.leave_out(entry.name, reason, is_picture=not same)
+    return contents
 
 
-def _list_folder(root: Path, limits: Limits) -> tuple[list[Entry], list[LeftOut]]:
-    entries, left_out, total = list[Entry](), list[LeftOut](), 0
-    for folder, folders, names in os.walk(root, onerror=_raise):
+def _list(
+    source: Path | Iterable[Entry], contents: Contents, wanted: Wanted, staging: Path, stack: ExitStack
+) -> tuple[Iterable[Entry], Path | None]:
+    """The files of a source, and a folder to unpack them to if they can only be read as they come."""
+    if not isinstance(source, Path):
+        return source, None
+    if source.is_dir():
+        return _list_folder(source, contents, wanted), None
+    if not source.is_file():
+        raise InputError(f"{source}: no such folder or archive; give one that exists")
+    with source.open("rb") as file:
+        head = file.read(512)
+    name = source.name.lower()
+    if head.startswith(b"PK") or name.endswith(".zip"):
+        return _list_zip(source, contents, stack), None
+    if head.startswith(GZIP) or head[257:262] == b"ustar" or is_archive(name):
+        staging.mkdir(parents=True, exist_ok=True)
+        unpacked = stack.enter_context(tempfile.TemporaryDirectory(dir=staging))
+        return _list_tar(source, contents, stack), Path(unpacked)
+    raise InputError(f"{source}: not an archive; give a folder, or one of {', '.join(ARCHIVE_SUFFIXES)}")
+
+
+def _unpack(entry: Entry, head: bytes, rest: Iterable[bytes], target: Path) -> Entry:
+    with target.open("wb") as copy:
+        copy.write(head)
+        for block in rest:
+            copy.write(block)
+    return replace(entry, open=reading(target))
+
+
+def _digest(entry: Entry) -> bytes:
+    sha256 = hashlib.sha256()
+    for block in blocks(entry, BLOCK_BYTES):
+        sha256.update(block)
+    return sha256.digest()
+
+
+def _text(name: str) -> str:
+    """A name as text in its composed form; bytes in it that are no UTF-8 are spelt out."""
+    data = name.encode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", data.decode("utf-8", "backslashreplace"))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------
+
+
+def _list_folder(root: Path, contents: Contents, wanted: Wanted) -> Iterator[Entry]:
+    """Links are followed to what lies outside of the folder; what lies inside is taken by its own name."""
+    places = [Path(os.path.realpath(root))]
+
+    def is_new(link: Path, name: str, *, is_folder: bool) -> bool:
+        target = Path(os.path.realpath(link))
+        if any(target.is_relative_to(place) for place in places):
+            contents.leave_out(name, "a link to what is taken by another name", is_picture=False)
+        elif any(place.is_relative_to(target) for place in places):
+            contents.leave_out(name, "a link to a folder around it", is_picture=False)
+        else:
+            places.extend([target] if is_folder else [])
+            return True
+        return False
+
+    for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+        prefix = Path(folder).relative_to(root)
+        for name in sorted(folders):
+            relative, path = (prefix / name).as_posix(), Path(folder, name)
+            if contents.is_hidden(f"{relative}/") or (path.is_symlink() and not is_new(path, relative, is_folder=True)):
+                folders.remove(name)
         folders.sort()
-        for name in sorted(names + [name for name in folders if (Path(folder) / name).is_symlink()]):
-            path = Path(folder) / name
-            relative = path.relative_to(root).as_posix()
-            status = path.lstat()
-            if not printable(relative):
-                left_out.append(LeftOut(ascii(relative)[1:-1], "its name is not plain text; rename it"))
-            elif stat.S_ISLNK(status.st_mode):
-                left_out.append(LeftOut(relative, "a link; put the file itself there"))
-            elif not stat.S_ISREG(status.st_mode):
-                left_out.append(LeftOut(relative, "a device, pipe or socket"))
-            else:
-                entries.append(Entry(relative, status.st_size, _reading(path)))
-                total += status.st_size
-            _check_limits(str(root), len(entries) + len(left_out), total, limits)
-    return entries, left_out
-
-
-def _reading(path: Path) -> Callable[[], IO[bytes]]:
-    return lambda: path.open("rb")
+        for name in sorted(files):
+            relative, path = (prefix / name).as_posix(), Path(folder, name)
+            try:
+                status = path.stat()
+            except OSError:
+                is_picture = wanted(relative, b"") or not path.suffix
+                contents.leave_out(relative, "a link to nothing that is there", is_picture=is_picture)
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                contents.leave_out(relative, "a device, pipe or socket", is_picture=False)
+            elif not path.is_symlink() or is_new(path, relative, is_folder=False):
+                yield Entry(relative, status.st_size, reading(path), str(root))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _list_zip(path: Path, limits: Limits, stack: ExitStack) -> tuple[list[Entry], list[LeftOut]]:
+# --- zip --------------------------------------------------------------------------------------------------------
+
+
+def _list_zip(path: Path, contents: Contents, stack: ExitStack) -> Iterator[Entry]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise AtelierError(f"{path}: not a whole zip archive ({_first_line(error)}); get it again") from None
-    entries, left_out, total, seen = list[Entry](), list[LeftOut](), 0, set[str]()
-    _check_limits(str(path), len(archive.infolist()), 0, limits)
+        if any(info.header_offset < 0 for info in archive.infolist()):
+            raise zipfile.BadZipFile("its beginning is missing")
+    except Exception as error:  # BadZipFile, NotImplementedError, OSError, struct.error and more
+        raise AtelierError(
+            f"{path}: not a whole zip archive ({error}); get it again, or join its parts if it is split"
+        ) from None
     for info in archive.infolist():
-        name = _safe_member_name(path, info.orig_filename)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        name = _member_name(path, _decoded(info))
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused_member(path, name, "a link or a device")
-        if info.is_dir():
-            continue
-        total += info.file_size
-        _check_limits(str(path), len(entries), total, limits)
         if info.flag_bits & 1:
             raise AtelierError(f"{path}: '{name}' is encrypted; give an archive without a password")
-        if name in seen:
-            left_out.append(LeftOut(name, "its name is twice in the archive"))
-            continue
-        seen.add(name)
-        entries.append(Entry(name, info.file_size, functools.partial(_open_zipped, archive, info, path)))
-    return entries, left_out
+        if info.is_dir():
+            contents.is_hidden(f"{name}/")
+        else:
+            yield Entry(name, info.file_size, functools.partial(archive.open, info), str(path))
 
 
-def _open_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> IO[bytes]:
+def _decoded(info: zipfile.ZipInfo) -> str:
+    """The name of a member: many programs write UTF-8 and do not say so, or say it in a field of their own."""
+    name = info.orig_filename
+    if info.flag_bits & 0x800:
+        return name
+    data, extra = name.encode("cp437"), info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        # Info-ZIP's: version, CRC-32 of the name that it stands for, UTF-8
+        if kind == 0x7075 and extra[4:9] == struct.pack("<BL", 1, zlib.crc32(data)):
+            data = extra[9 : 4 + size]
+        extra = extra[4 + size :]
     try:
-        return archive.open(info)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise AtelierError(f"{path}: '{info.filename}' cannot be read ({_first_line(error)}); pack it anew") from None
+        return data.decode()
+    except UnicodeDecodeError:
+        return name
 
 
-class _Guarded(io.RawIOBase):
-    """A stream that refuses to be read in pieces no honest header needs: tarfile reads headers whole."""
+# --- tar --------------------------------------------------------------------------------------------------------
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+
+class _Forward(io.RawIOBase):
+    """A stream read from front to end, and never in pieces that no honest header needs: tarfile reads headers whole."""
+
+    def __init__(self, stream: IO[bytes], contents: Contents) -> None:
+        self.stream, self.contents, self.position, self.ahead = stream, contents, 0, b""
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > HEADER_LIMIT_BYTES:
+        if not 0 <= size <= HEADER_LIMIT_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        data: bytes = self.stream.read(size)
+        data = self.ahead[:size] or self.stream.read(size)
+        self.ahead = self.ahead[len(data) :]
+        self.position += len(data)
+        self.contents.check(self.position)
         return data
 
+    def put_back(self, block: bytes) -> None:
+        self.ahead = block + self.ahead
+        self.position -= len(block)
+
     def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self.stream.seek(offset, whence))
+        if offset < self.position:
+            raise tarfile.ReadError("a member before the one that was read")
+        while offset > self.position and self.read(min(offset - self.position, BLOCK_BYTES)):
+            pass
+        return self.position
 
     def tell(self) -> int:
-        return int(self.stream.tell())
+        return self.position
 
 
-def _unpack_tar(path: Path, wanted: Wanted, limits: Limits, staging: Path) -> tuple[list[Entry], list[LeftOut]]:
-    """A tar cannot be read in any order: its wanted members are copied to `staging` as 0, 1, 2, …"""
-    entries, left_out, total, count, seen = list[Entry](), list[LeftOut](), 0, 0, set[str]()
+def _list_tar(path: Path, contents: Contents, stack: ExitStack) -> Iterator[Entry]:
+    with path.open("rb") as file:
+        opener: Any = gzip.open if file.read(2) == GZIP else open
     try:
-        with path.open("rb") as file:
-            opener: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rb") as stream, tarfile.open(fileobj=_Guarded(stream), mode="r:") as archive:
-            for member in archive:
-                name = _safe_member_name(path, member.name)
-                if not (member.isfile() or member.isdir()):
-                    raise _refused_member(path, name, "a link or a device")
-                count += 1
-                total += member.size
-                _check_limits(str(path), count, total, limits)
-                if member.isdir():
-                    continue
-                target = staging / str(count)
-                if name in seen:
-                    left_out.append(LeftOut(name, "its name is twice in the archive"))
-                elif wanted(name):
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    with content, target.open("wb") as copy:
-                        shutil.copyfileobj(content, copy, 1 << 20)
-                    if target.stat().st_size != member.size:
-                        raise tarfile.ReadError(f"'{name}' ends early")
-                    entries.append(Entry(name, member.size, _reading(target)))
+        stream = _Forward(stack.enter_context(opener(path, "rb")), contents)
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in _members(archive, stream):
+                name = _member_name(path, member.name)
+                if member.isfile():
+                    yield Entry(name, member.size, functools.partial(_member, archive, member), str(path))
+                elif member.isdir():
+                    contents.count(0)
+                    contents.is_hidden(f"{name}/")
                 else:
-                    entries.append(Entry(name, member.size, io.BytesIO))
-                seen.add(name)
-                archive.members = []  # type: ignore[attr-defined]  # or a million members stay in memory
-            # the checksum stands at the very end, after what tarfile reads
-            while block := stream.read(1 << 20):
-                total += len(block)
-                _check_limits(str(path), count, total, limits)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise AtelierError(f"{path}: not a whole tar archive ({_first_line(error)}); get it again") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise AtelierError(f"{path}: not a whole tar archive ({_first_line(error)}); get it again") from None
-    return entries, left_out
+                    raise _refused_member(path, name, "a link or a device")
+    except AtelierError:
+        raise
+    except Exception as error:  # TarError, EOFError, zlib.error, BadGzipFile, ValueError and more
+        raise AtelierError(f"{path}: not a whole tar archive ({error}); get it again") from None
 
 
-def _safe_member_name(path: Path, name: str) -> str:
-    """Return the name of an archive's member with forward slashes; raise `AtelierError` if it leads outside."""
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = archive.extractfile(member)
+    assert content is not None  # of a file
+    return content
+
+
+def _members(archive: tarfile.TarFile, stream: _Forward) -> Iterator[tarfile.TarInfo]:
+    """The members of all tars in a stream, since `cat a.tar b.tar` is one too, up to its very end.
+
+    Iterating over a TarFile would take a header that is damaged for the end, and leave out what follows.
+    """
+    is_whole = False
+    first: tarfile.TarInfo | None = archive.firstmember  # type: ignore[attr-defined]
+    if first is not None:
+        yield first
+    else:
+        archive.offset = stream.tell()
+    while True:
+        stream.seek(archive.offset)
+        try:
+            yield tarfile.TarInfo.fromtarfile(archive)
+            is_whole = False
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            block = bytes(tarfile.BLOCKSIZE)
+            while block and not block.strip(b"\0"):
+                block = stream.read(tarfile.BLOCKSIZE)
+            stream.put_back(block)
+            archive.offset, is_whole = stream.tell(), True
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            if is_whole:
+                return
+            raise tarfile.ReadError("it ends without the mark of an end") from None
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+def _member_name(path: Path, name: str) -> str:
+    """The name of an archive's member with forward slashes; `AtelierError` if it leads outside."""
     name = name.replace("\\", "/")
-    if not printable(name):
-        raise _refused_member(path, ascii(name)[1:-1], "a name that is not plain text")
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+    if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
         raise _refused_member(path, name, "an absolute path")
     if ".." in PurePosixPath(name).parts:
         raise _refused_member(path, name, "a path with '..'")
+    if "\0" in name:
+        raise _refused_member(path, name, "a zero byte in its name")
     return PurePosixPath(name).as_posix()
 
 
 def _refused_member(path: Path, name: str, what: str) -> AtelierError:
     return AtelierError(f"{path}: member '{name}' has {what}; refused, get the archive from a source you trust")
-
-
-def _check_limits(where: str, files: int, total_bytes: int, limits: Limits) -> None:
-    if files > limits.files:
-        raise AtelierError(f"{where}: holds more than {limits.files} files; raise ingest.limit_files if that is right")
-    if total_bytes > limits.bytes:
-        raise AtelierError(
-            f"{where}: unpacks to more than {limits.bytes / 1e9:g} GB; raise ingest.limit_gigabytes if that is right"
-        )
-
-
-def printable(name: str) -> bool:
-    """Whether a name is text that fits on one line."""
-    return name.isprintable() and name != ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

