@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from atelier.config import Params, load_params
+from atelier.config.records import DataCard
+from atelier.data.arrays import read_card
+from atelier.data.ingest import ingest
+from atelier.data.prepare import prepare
 
 
 def picture_array(seed: int, side: int = 32) -> npt.NDArray[np.uint8]:
@@ -49,4 +56,32 @@ def write_params(root: Path, source: Path | str, settings: str) -> Path:
     """A `params.yaml` with one data set, `own`."""
     path = root / "params.yaml"
     path.write_text(PARAMS.replace("SOURCE", f'"{source}"').replace("SETTINGS", settings), encoding="utf-8")
+    return path
+
+
+def make(root: Path, source: Path | str, settings: str, workers: int | None = 1) -> Params:
+    """Ingest and prepare the data set `own`."""
+    root.mkdir(exist_ok=True)
+    params = load_params(write_params(root, source, settings))
+    ingest("own", params, root, lambda message: None)
+    prepare("own", params, root, workers)
+    return params
+
+
+def card_of(root: Path, source: Path | str, settings: str) -> DataCard:
+    """Its card, once it is made."""
+    make(root, source, settings)
+    return read_card(root, "own")
+
+
+def counts(card: DataCard) -> list[int]:
+    """How many pictures train and test have, each class by itself if there are classes."""
+    splits = (card.splits["train"], card.splits["test"])
+    return [sum(numbers) for numbers in zip(*(split.by_class or [split.images] for split in splits), strict=True)]
+
+
+def tar_of(folder: Path, path: Path) -> Path:
+    """A tar of a folder."""
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        archive.add(folder, arcname=folder.name)
     return path

@@ -60,12 +60,12 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Case:
-    """How a source is made, and what has to be said of it: an error, or an omission with its reason."""
+    """How a source is made, and what has to be said of it: an error, an omission with its reason, or nothing."""
 
     name: str
     make: Callable[[Path], Path | None]  # told an empty folder; returns the source, the folder itself if None
     error: str = ""
-    left_out: tuple[str, str] = ("", "")
+    left_out: tuple[str, str] | None = None
     settings: str = FLAT
     overrides: tuple[str, ...] = ()
     exit_code: int = 1
@@ -233,6 +233,7 @@ def saved(form: str, side: int = 64) -> bytes:
 
 def sparse_giant(folder: Path) -> None:
     with (folder / "giant.png").open("wb") as file:
+        file.write(picture(0))
         file.truncate(5_000_000_000)
 
 
@@ -262,7 +263,8 @@ CASES = [
         "zip-link", zipped((zip_info("l.png", stat.S_IFLNK | 0o777), b"/etc/passwd")), r"'l\.png' has a link or a dev"
     ),
     Case("zip-device", zipped((zip_info("d.png", stat.S_IFCHR | 0o666), b"")), r"'d\.png' has a link or a device"),
-    Case("zip-line-break", zipped(("a\nb.png", b"x")), r"member 'a\\nb\.png' has a name that is not plain text"),
+    Case("zip-line-break", zipped(("a\nb.png", picture(9)), good=60)),
+    Case("zip-zero-byte", edited(zipped(("a?b.png", picture(9))), replaced(b"a?b", b"a\0b")), "a zero byte"),
     Case("tar-parent", tarred(tar_info("../evil.png", size=9)), r"member '\.\./evil\.png' has a path with '\.\.'"),
     Case("tar-absolute", tarred(tar_info("/evil.png", size=9)), r"member '/evil\.png' has an absolute path"),
     Case("tar-link", tarred(tar_info("l.png", tarfile.SYMTYPE, target="/etc/passwd")), r"'l\.png' has a link or a dev"),
@@ -272,12 +274,16 @@ CASES = [
     # archives that are broken
     Case("zip-cut", edited(zipped(), lambda data: data[: len(data) // 2]), r"source\.zip: not a whole zip archive"),
     Case("zip-text", file_named("source.zip", b"<html>log in</html>"), r"source\.zip: not a whole zip archive"),
-    Case("zip-checksum", edited(zipped(), replaced(picture(1)[60:80], bytes(20))), r"1\.png: broken in its archive"),
-    Case("zip-stream", deflated_with_broken_stream, r"a\.bmp: broken in its archive"),
+    Case(
+        "zip-checksum",
+        edited(zipped(), replaced(picture(1)[60:80], bytes(20))),
+        r"source\.zip: '1\.png' cannot be read",
+    ),
+    Case("zip-stream", deflated_with_broken_stream, r"source\.zip: 'a\.bmp' cannot be read"),
     Case("zip-encrypted", encrypted, r"'0\.png' is encrypted; give an archive without a password"),
-    Case("zip-compression", unknown_compression, r"'0\.png' cannot be read .*; pack it anew"),
+    Case("zip-compression", unknown_compression, r"'0\.png' cannot be read \(That compression method"),
     Case("zip-in-zip", zipped(("inner.zip", b"PK"), good=0), "holds no picture"),
-    Case("tar-cut", edited(tarred(), lambda data: data[: len(data) // 2]), r"source\.tar\.gz: not a whole tar archive"),
+    Case("tar-cut", edited(tarred(), lambda data: data[: len(data) // 2]), r"source\.tar\.gz: '.\.png' cannot be read"),
     Case("tar-checksum", edited(tarred(), lambda data: data[:-8] + bytes(8)), r"source\.tar\.gz: not a whole tar"),
     Case("tar-noise", file_named("source.tar", bytes(range(256)) * 9), r"source\.tar: not a whole tar archive"),
     Case("archive-unknown", file_named("source.rar", b"Rar!"), "not an archive; give a folder, or one of", exit_code=2),
@@ -308,10 +314,13 @@ CASES = [
     ),
     # files that are no pictures, or bad ones
     Case("pipe", good_and_do(lambda f: os.mkfifo(f / "p.png")), left_out=("p.png", "a device, pipe or socket")),
-    Case("link", good_and_do(lambda f: (f / "l.png").symlink_to("/etc/passwd")), left_out=("l.png", "a link; put")),
-    Case("link-in-circles", good_and_do(lambda f: (f / "loop").symlink_to(f)), left_out=("loop", "a link; put")),
-    Case("bytes-for-a-name", good_and(b"\xff\xfe.png", picture(99)), left_out=("\\udcff\\udcfe.png", "not plain text")),
-    Case("line-break-in-name", good_and("a\nb.png", picture(99)), left_out=("a\\nb.png", "not plain text")),
+    Case("link", good_and_do(lambda f: (f / "l.png").symlink_to("/etc/passwd")), left_out=("l.png", "not a picture")),
+    Case("link-in-circles", good_and_do(lambda f: (f / "loop").symlink_to(f)), left_out=("loop", "taken by")),
+    Case(
+        "bytes-for-a-name",
+        good_and(b"\xff\xfe.png", picture(99)),
+    ),
+    Case("line-break-in-name", good_and("a\nb.png", picture(99))),
     Case(
         "upper-and-lower",
         good_and_do(lambda f: [(f / n).write_bytes(picture(98)) for n in ("x.PNG", "X.png")]),
@@ -320,30 +329,32 @@ CASES = [
     Case(
         "name-twice",
         zipped(*[(f"{n}.png", picture(n)) for n in range(3, 60)], ("7.png", picture(8))),
-        left_out=("7.png", "its name is twice in the archive"),
+        left_out=("7.png", "its name is twice in the source"),
     ),
     Case("nothing", good_and("x.png", b""), left_out=("x.png", "an empty file")),
     Case("giant", good_and_do(sparse_giant), left_out=("giant.png", "5000 MB, more than 64")),
     Case("not-a-picture", good_and("notes.txt", b"a"), left_out=("notes.txt", "not a picture")),
-    Case("text", good_and("x.png", b"not a picture at all"), left_out=("x.png", "not a picture in PNG")),
+    Case("text", good_and("x.png", b"not a picture at all"), left_out=("x.png", "not a picture, by")),
     Case(
-        "login-page", good_and("x.jpg", b"<!doctype html><title>Log in</title>"), left_out=("x.jpg", "not a picture in")
+        "login-page",
+        good_and("x.jpg", b"<!doctype html><title>Log in</title>"),
+        left_out=("x.jpg", "not a picture"),
     ),
-    Case("tiff", good_and("x.png", saved("TIFF")), left_out=("x.png", "not a picture in")),
+    Case("tiff", good_and("x.png", saved("TIFF"))),
     Case(
         "postscript",
         good_and("x.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-        left_out=("x.png", "not a picture in"),
+        left_out=("x.png", "not a picture, by"),
     ),
     Case(
-        "svg", good_and("x.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), left_out=("x.png", "not a picture in")
+        "svg", good_and("x.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), left_out=("x.png", "not a picture, by")
     ),
     Case("png-cut", good_and("x.png", saved("PNG")[:-200]), left_out=("x.png", "does not decode")),
     Case("png-header-only", good_and("x.png", saved("PNG")[:20]), left_out=("x.png", "")),
     Case("png-checksum", good_and("x.png", wrong_checksum(saved("PNG"))), left_out=("x.png", "does not decode")),
     Case("png-too-little", good_and("x.png", png_of_claimed_size(3000, 3000)), left_out=("x.png", "does not decode")),
     Case("png-bomb", good_and("x.png", png_of_claimed_size(60_000, 60_000)), left_out=("x.png", "")),
-    Case("png-text-bomb", good_and("x.png", png_with_text_bomb()), left_out=("x.png", "")),
+    Case("png-text-bomb", good_and("x.png", png_with_text_bomb())),
     Case(
         "many-pixels", good_and_do(wide_photograph), left_out=("wide.png", "6000×5000 pixels, more than prepare.limit")
     ),
@@ -379,7 +390,7 @@ CASES = [
     Case(
         "table-missing",
         lambda f: write_pictures(f) and None,
-        r"0 files 'labels\.csv' among the pictures",
+        r"no file 'labels\.csv' among the pictures",
         settings=BY_TABLE,
     ),
     Case(
@@ -390,8 +401,8 @@ CASES = [
     ),
     Case(
         "table-class",
-        table("file,label\n" + ROWS + "60.png,bird\n"),
-        "'60.png' has label 'bird', which is no class",
+        table("file,label\n" + ROWS.replace("9.png,cat", "9.png,bird", 1)),
+        "'9.png' has label 'bird', no class; correct it, or add it to classes",
         settings=BY_TABLE,
     ),
     Case(
@@ -411,7 +422,7 @@ CASES = [
     Case(
         "label-without-picture",
         table("file,label\n" + ROWS + "77.png,cat\n"),
-        left_out=("77.png", "but no such picture"),
+        left_out=("labels.csv", "1 of its rows name no picture here, such as '77.png'"),
         settings=BY_TABLE,
     ),
     Case(
@@ -500,6 +511,6 @@ def test_hostile_source(case: Case, good_state: Path, driver: Driver, tmp_path: 
         left_out = {
             item["file"]: item["reason"] for item in read_json(root / "data/prepared/own/card.json")["left_out"]
         }
-        file, reason = case.left_out
-        assert list(left_out) == [file]
-        assert reason in left_out[file]
+        file, reason = case.left_out or ("", "")
+        assert list(left_out) == ([file] if file else [])
+        assert reason in left_out.get(file, "")

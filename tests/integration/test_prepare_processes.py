@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
@@ -104,6 +105,18 @@ def test_whoever_ends_it_no_worker_stays_and_the_last_good_state_does(
     assert atelier(workspace, "prepare", "own", environment=environment).returncode == 0
     assert [path.name for path in (workspace / "data/prepared").iterdir()] == ["own"]
     assert folder_digest(workspace / "data/prepared/own") != before
+
+
+def test_a_worker_that_is_killed_is_one_line(workspace: Path, environment: dict[str, str]) -> None:
+    before = folder_digest(workspace / "data/prepared/own")
+    process, workers = start(workspace, environment)
+    os.kill(workers[-1], signal.SIGKILL)  # as the kernel does when memory runs out
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].endswith("died, out of memory perhaps; lower prepare.limit_megapixels")
+    assert "Traceback" not in said
+    wait_until_gone(workers)
+    assert folder_digest(workspace / "data/prepared/own") == before
 
 
 def test_a_disk_that_fills_up_leaves_the_last_good_state(workspace: Path, environment: dict[str, str]) -> None:

@@ -10,11 +10,12 @@ import pytest
 from seaweed import s3_client
 
 from atelier.config import load_params
+from atelier.data import pack
 from atelier.data.ingest import ingest
-from atelier.data.sources import bring
+from atelier.data.sources import download
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest
-from own_pictures import write_params, write_pictures
+from own_pictures import picture, write_params, write_pictures
 
 pytestmark = pytest.mark.processes
 BY_FOLDER = "{side: 32, channels: 3, classes: [cat, dog]}"
@@ -31,6 +32,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, server: dict[str, str]) -
     client.put_object(Bucket="pictures", Key="own-other/1.png", Body=b"a neighbour of the same beginning")
     archive = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
     client.upload_file(archive, "pictures", "own.zip")
+    for neighbour in ("own.zip.md5", "own.zip.sig", "own.zip/readme.txt"):
+        client.put_object(Bucket="pictures", Key=neighbour, Body=b"of the same beginning")
     return folder
 
 
@@ -58,18 +61,18 @@ def test_a_bucket_gives_the_same_bytes_as_the_folder(pictures: Path, tmp_path: P
 
 @pytest.mark.usefixtures("_reachable", "pictures")
 def test_an_interrupted_download_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch, fetched = bring._fetch_object, list[str]()
+    fetch, fetched = download._fetch_object, list[str]()
 
-    def counting(client: Any, bucket: str, item: dict[str, Any], staging: Path, name: str) -> Path:
+    def counting(client: Any, bucket: str, item: dict[str, Any], folder: Path) -> Path:
         if fail_after is not None and len(fetched) >= fail_after:
             raise KeyboardInterrupt
-        whole = set((staging / "whole").glob("*")) if (staging / "whole").is_dir() else set()
-        path = fetch(client, bucket, item, staging, name)
-        fetched.extend(path.name for _ in set((staging / "whole").glob("*")) - whole)
+        before = set(folder.glob("*"))
+        path = fetch(client, bucket, item, folder)
+        fetched.extend(path.name for path in set(folder.glob("*")) - before)
         return path
 
-    monkeypatch.setattr(bring, "_fetch_object", counting)
-    monkeypatch.setattr(bring, "S3_THREADS", 1)
+    monkeypatch.setattr(download, "_fetch_object", counting)
+    monkeypatch.setattr(download, "S3_THREADS", 1)
     fail_after: int | None = 20
     with pytest.raises(KeyboardInterrupt):
         ingest_from("s3://pictures/own", tmp_path)
@@ -105,12 +108,20 @@ def test_wrong_credentials_are_said_and_not_shown(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("_reachable")
-def test_objects_whose_names_lead_outside(tmp_path: Path, server: dict[str, str]) -> None:
+def test_objects_are_not_files_until_they_are_packed_whatever_their_names(
+    tmp_path: Path, server: dict[str, str]
+) -> None:
     client = s3_client(server)
     client.create_bucket(Bucket="hostile")
-    client.put_object(Bucket="hostile", Key="own/a\nb.png", Body=b"x")
-    with pytest.raises(AtelierError, match=r"object 'a\\nb.png' cannot be the name of a file"):
-        ingest_from("s3://hostile/own", tmp_path)
+    names = {
+        "a\nb.png": "a\nb.png",
+        "x//y/\u202f.png": "x/y/\u202f.png",
+        "deep/" + "n" * 300 + ".png": "deep/" + "n" * 300 + ".png",
+    }
+    for number, name in enumerate(names):
+        client.put_object(Bucket="hostile", Key=f"own/{name}", Body=picture(number))
+    raw = ingest_from("s3://hostile/own", tmp_path)
+    assert {file.name for file in pack.read_pack(raw, "own").pictures} == set(names.values())
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

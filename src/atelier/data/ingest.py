@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ from atelier.config.catalogue import PublishedArrays
 from atelier.config.records import LeftOut
 from atelier.data import pack
 from atelier.data.sources import open_source
-from atelier.data.sources.archive import Limits, Request
+from atelier.data.sources.archive import Limits, Request, is_archive
 from atelier.data.sources.idx import fetch_arrays, possible_names, read_arrays
 from atelier.errors import AtelierError, InputError, shown
 from atelier.files import atomic_directory, digest
@@ -79,7 +79,7 @@ def _ingest_arrays(
         contents = fetch_arrays(dataset, published, request.staging, request.timeout_seconds, say)
     else:
         names = possible_names(files)
-        with open_source(where, request, root, lambda name, head: PurePosixPath(name).name in names) as found:
+        with open_source(where, request, root, lambda name, head: _judge_array(name, names)) as found:
             contents = read_arrays(found, files)
     with atomic_directory(target) as partial:
         for name, content in contents.items():
@@ -88,7 +88,7 @@ def _ingest_arrays(
 
 def _ingest_pictures(where: str, png_twins: bool, request: Request, root: Path, target: Path, say: Say) -> None:
     say(f"source: {where}")
-    with open_source(where, request, root, _is_wanted) as found:
+    with open_source(where, request, root, _judge_picture) as found:
         entries = list(found.entries.values())
         if png_twins and (pngs := [entry for entry in entries if entry.name.lower().endswith(".png")]):
             entries = pngs
@@ -97,7 +97,7 @@ def _ingest_pictures(where: str, png_twins: bool, request: Request, root: Path, 
         entries, left_out = _without_common_folder(entries, found.left_out)
         with atomic_directory(target) as partial:
             left_out = pack.write_pack(partial, entries, left_out)
-            count = len(pack.read_files(partial, target.name))
+    count = len(entries) + len(found.left_out) - len(left_out)
     say(f"{count} files packed{_summary(left_out)}" + (f"; see {target / pack.LEFT_OUT}" if left_out else ""))
 
 
@@ -114,8 +114,16 @@ def _summary(left_out: Iterable[LeftOut]) -> str:
     return f"; left out: {'; '.join(parts + more)}" if parts else ""
 
 
-def _is_wanted(name: str, head: bytes) -> bool:
-    return bool(PICTURE_BYTES.match(head) or PICTURE_NAME.search(name)) or pack.is_table(name)
+def _judge_array(name: str, names: Collection[str]) -> LeftOut | None:
+    return None if PurePosixPath(name).name in names else LeftOut(name, "none of the files", is_picture=False)
+
+
+def _judge_picture(name: str, head: bytes) -> LeftOut | None:
+    if PICTURE_BYTES.match(head) or pack.is_table(name):
+        return None
+    if PICTURE_NAME.search(name):
+        return LeftOut(name, "not a picture, by its first bytes" if head else "an empty file")
+    return LeftOut(name, "an archive, not looked into" if is_archive(name) else "not a picture", is_picture=False)
 
 
 def _without_common_folder(

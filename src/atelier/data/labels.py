@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from atelier.config.catalogue import DatasetInfo
 from atelier.config.records import LeftOut
 from atelier.data.arrays import SPLITS, Split
-from atelier.data.pack import PackedFile, PackReader
+from atelier.data.pack import Pack, PackedFile, PackReader
 from atelier.errors import AtelierError
 
 Label = int | str  # a class's index, or why the picture has none
@@ -25,22 +25,20 @@ Parts = tuple[str, ...]  # of a path, for comparison
 CHARSETS = ("cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "euc_kr")
 
 
-def find_labels(
-    pictures: Sequence[PackedFile], tables: Sequence[PackedFile], reader: PackReader, info: DatasetInfo
-) -> tuple[list[Label | None], list[LeftOut]]:
+def find_labels(pack: Pack, reader: PackReader, info: DatasetInfo) -> tuple[list[Label | None], list[LeftOut]]:
     """The label of each picture, None for all if the data set has no classes; and the tables with rows for others.
 
     Raises:
         AtelierError: if there is no such CSV, it cannot be read, or it gives a picture a class that does not exist.
     """
     if not info.class_names:
-        return [None] * len(pictures), []
+        return [None] * len(pack.pictures), []
     if info.labels == "folders":
-        return [_label_by_folder(picture.name, info) for picture in pictures], []
-    found = [table for table in tables if _comparable(PurePosixPath(table.name).name) == _comparable(info.labels)]
+        return [_label_by_folder(picture.name, info) for picture in pack.pictures], []
+    found = [table for table in pack.tables if _comparable(PurePosixPath(table.name).name) == _comparable(info.labels)]
     if not found:
         raise AtelierError(f"{info.title}: no file '{info.labels}' among the pictures; add it, or correct 'labels'")
-    return _labels_by_tables(pictures, [_Table(table, reader, info) for table in found], info)
+    return _labels_by_tables(pack.pictures, [_Table(table, reader, info) for table in found], info)
 
 
 def split_by_folder(name: str, info: DatasetInfo) -> Split | None:

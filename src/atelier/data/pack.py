@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.progress import watch
 
-PACK, SHA256, FILES, LEFT_OUT = "pictures.zip", "pictures.zip.sha256", "files.csv", "left-out.csv"
+PACK, FILES, LEFT_OUT, SUMS = "pictures.zip", "files.csv", "left-out.csv", "SHA256SUMS"
 BLOCK_BYTES = 1 << 20
 LIMIT_BYTES = 64_000_000  # no picture below prepare.limit_megapixels is larger
 
@@ -78,10 +77,11 @@ def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOu
                 refused.append(LeftOut(entry.name, reason, not is_table(entry.name)))
             else:
                 files.append(_append(pack, entry))
-    (folder / SHA256).write_text(f"{digest(folder / PACK)}  {PACK}\n")  # as sha256sum writes it
     refused.sort(key=lambda item: natural_order(item.file))
     _write_table(folder / FILES, PackedFile, files)
     _write_table(folder / LEFT_OUT, LeftOut, refused)
+    sums = "".join(f"{digest(folder / name)}  {name}\n" for name in (PACK, FILES, LEFT_OUT))  # as sha256sum writes it
+    (folder / SUMS).write_text(sums)
     return refused
 
 
@@ -133,60 +133,56 @@ def _write_table(path: Path, row: type, rows: Iterable[Any]) -> None:
         writer.writerows([str(value) for value in astuple(item)] for item in rows)
 
 
-def read_files(folder: Path, dataset: str) -> list[PackedFile]:
-    """The files of a pack, in natural order."""
-    return [PackedFile(*row) for row in _read_table(folder / FILES, PackedFile, dataset)]
+@dataclass(frozen=True)
+class Pack:
+    """What is in a pack, and the sha256 of each of its files as ingest wrote them."""
+
+    pictures: list[PackedFile]  # in natural order
+    tables: list[PackedFile]
+    left_out: list[LeftOut]
+    sha256: dict[str, str]
 
 
-def read_left_out(folder: Path, dataset: str) -> list[LeftOut]:
-    """What ingest did not take, with reasons."""
-    rows = _read_table(folder / LEFT_OUT, LeftOut, dataset)
-    return [LeftOut(file, reason, is_picture == "True") for file, reason, is_picture in rows]
+def read_pack(folder: Path, dataset: str) -> Pack:
+    """Read the tables of a pack, verified; `PackReader` verifies file by file what it reads.
+
+    Raises:
+        InputError: if there is none.
+        AtelierError: if it is not as ingest wrote it.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise InputError(f"{sums}: missing; run 'atelier ingest {dataset}' first")
+    lines = re.findall(r"([0-9a-f]{64})  (.+)\n", sums.read_text(encoding="utf-8", errors="replace"))
+    sha256 = {name: value for value, name in lines}
+    for name in (PACK, FILES, LEFT_OUT):
+        path = folder / name
+        if not path.is_file() or name not in sha256 or (name != PACK and digest(path) != sha256[name]):
+            raise AtelierError(
+                f"{path}: missing or altered since ingest wrote it; run 'atelier ingest {dataset}' again"
+            )
+    files = [PackedFile(*row) for row in _read_table(folder / FILES)]
+    left_out = [
+        LeftOut(file, reason, is_picture == "True") for file, reason, is_picture in _read_table(folder / LEFT_OUT)
+    ]
+    pictures, tables = ([file for file in files if is_table(file.name) == kind] for kind in (False, True))
+    return Pack(pictures, tables, left_out, sha256 | {SUMS: digest(sums)})
 
 
-def read_digest(folder: Path, dataset: str) -> str:
-    """The sha256 of the pack as ingest found it; what `PackReader` reads is verified file by file."""
-    text = _read_text(folder / SHA256, dataset)
-    if not re.fullmatch(rf"[0-9a-f]{{64}}  {re.escape(PACK)}\n", text):
-        raise _altered(folder / SHA256, dataset)
-    return text.split()[0]
-
-
-def _read_table(path: Path, row: type, dataset: str) -> list[list[str]]:
-    header = [field.name for field in fields(row)]
-    try:
-        found, *rows = csv.reader(io.StringIO(_read_text(path, dataset), newline=""), strict=True)
-    except (csv.Error, ValueError):
-        found, rows = [], []
-    if found != header or any(len(row) != len(header) for row in rows):
-        raise _altered(path, dataset)
-    return rows
-
-
-def _read_text(path: Path, dataset: str) -> str:
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; run 'atelier ingest {dataset}' first") from None
-    except UnicodeDecodeError:
-        raise _altered(path, dataset) from None
-
-
-def _altered(path: Path, dataset: str) -> AtelierError:
-    return AtelierError(f"{path}: not as this version of ingest writes it; run 'atelier ingest {dataset}'")
+def _read_table(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
 
 
 class PackReader:
     """Reads files of a pack by their names."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, dataset = folder / PACK, folder.name
+        self.path = folder / PACK
         try:
             self.archive = zipfile.ZipFile(self.path)
-        except FileNotFoundError:
-            raise InputError(f"{self.path}: missing; run 'atelier ingest {dataset}' first") from None
-        except Exception:  # of what is no zip at all, zipfile raises ValueError, struct.error and more
-            raise _altered(self.path, dataset) from None
+        except Exception as error:  # BadZipFile, ValueError, struct.error and more
+            raise self._altered(f"is no whole zip ({error})") from None
 
     def read(self, packed: PackedFile) -> bytes:
         """The bytes of a file, verified.
@@ -201,4 +197,7 @@ class PackReader:
                     return data
         except Exception:  # of an altered zip, zipfile and its decompressors raise nearly anything
             pass
-        raise AtelierError(f"{self.path}: '{packed.name}' was altered since it was packed; run ingest again")
+        raise self._altered(f"'{packed.name}' was altered since it was packed")
+
+    def _altered(self, what: str) -> AtelierError:
+        return AtelierError(f"{self.path}: {what}; run 'atelier ingest {self.path.parent.name}' again")

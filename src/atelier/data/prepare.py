@@ -83,8 +83,11 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
     left_out, unused = list[LeftOut](), list[str]()
     if info.arrays:
         pieces = _read_arrays(raw, dataset, info, form)
+        raw_sha256 = {path.name: digest(path) for path in sorted(raw.glob("*.idx"))}
     else:
-        pieces = _read_pictures(raw, dataset, info, form, workers, left_out, unused)
+        packed = pack.read_pack(raw, dataset)
+        raw_sha256 = packed.sha256
+        pieces = _read_pictures(raw, packed, info, form, workers, left_out, unused)
     with atomic_directory(target) as folder:
         shape = (info.side, info.side, info.channels)
         writers = {split: SplitWriter(folder, split, shape, len(info.class_names)) for split in SPLITS}
@@ -104,7 +107,7 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
             width=info.side,
             channels=info.channels,
             class_names=list(info.class_names),
-            raw_sha256=_raw_digests(raw, dataset),
+            raw_sha256=raw_sha256,
             splits=splits,
             contact_sheet_sha256=digest(folder / "contact-sheet.png"),
             left_out=left_out,
@@ -112,13 +115,6 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
         )
         card.write(folder / "card.json")
     return target
-
-
-def _raw_digests(raw: Path, dataset: str) -> dict[str, str]:
-    digests = {path.name: digest(path) for path in sorted(raw.iterdir()) if path.name != pack.PACK}
-    if pack.SHA256 in digests:
-        digests[pack.PACK] = pack.read_digest(raw, dataset)
-    return digests
 
 
 def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iterator[Piece]:
@@ -143,25 +139,22 @@ def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iter
 
 def _read_pictures(
     raw: Path,
-    dataset: str,
+    packed: pack.Pack,
     info: DatasetInfo,
     form: Form,
     workers: int | None,
     left_out: list[LeftOut],  # filled, as is `unused`
     unused: list[str],
 ) -> Iterator[Piece]:
-    files = pack.read_files(raw, dataset)
-    tables = [file for file in files if pack.is_table(file.name)]
-    pictures = [file for file in files if not pack.is_table(file.name)]
-    left_out += pack.read_left_out(raw, dataset)
-    labels, missing = find_labels(pictures, tables, pack.PackReader(raw), info)
-    left_out += missing
-    labelled = [(file, label) for file, label in zip(pictures, labels, strict=True) if not isinstance(label, str)]
-    left_out += [LeftOut(f.name, label) for f, label in zip(pictures, labels, strict=True) if isinstance(label, str)]
+    labels, others = find_labels(packed, pack.PackReader(raw), info)
+    left_out += packed.left_out + others
+    pairs = list(zip(packed.pictures, labels, strict=True))
+    labelled = [(file, label) for file, label in pairs if not isinstance(label, str)]
+    left_out += [LeftOut(file.name, label) for file, label in pairs if isinstance(label, str)]
     sorter = Sorter(info)
     position = 0
     rendered = render_all(raw, [file for file, _ in labelled], form, workers)
-    with bar(len(labelled), f"prepare {dataset}", "picture") as advance:
+    with bar(len(labelled), f"prepare {raw.name}", "picture") as advance:
         for result in rendered:
             rows: dict[Split, list[int]] = {split: [] for split in SPLITS}
             numbers: dict[Split, list[int]] = {split: [] for split in SPLITS}

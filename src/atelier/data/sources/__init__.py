@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from atelier.data.pack import Entry
-from atelier.data.sources.archive import Contents, Request, Wanted, read_contents
+from atelier.data.sources.archive import Contents, Judge, Request, read_contents
 from atelier.data.sources.download import from_s3
 from atelier.data.sources.kaggle import from_kaggle
 from atelier.errors import InputError
@@ -19,14 +19,14 @@ SOURCES: dict[str, Callable[[str, Request], Path | Iterable[Entry]]] = {"s3": fr
 
 
 @contextmanager
-def open_source(where: str, request: Request, root: Path, wanted: Wanted) -> Iterator[Contents]:
-    """Yield the files of a source, those that are `wanted` to be read.
+def open_source(where: str, request: Request, root: Path, judge: Judge) -> Iterator[Contents]:
+    """Yield the files of a source, those that are wanted to be read.
 
     Args:
         where: a path, relative to `root`, or an address.
         request: what else a source is told.
         root: the workspace.
-        wanted: told a file's name and how it begins, whether it is to be read at all.
+        judge: told a file's name and how it begins, says why it is not wanted.
 
     Raises:
         InputError: if there is nothing there.
@@ -40,4 +40,4 @@ def open_source(where: str, request: Request, root: Path, wanted: Wanted) -> Ite
         raise InputError(f"{request.key}: {scheme}:// is not known; give a path, or an address with {known}")
     source = SOURCES[scheme](address, request) if separator else root / os.path.expanduser(where)
     with ExitStack() as stack:
-        yield read_contents(source, wanted, request.limits, request.staging, stack)
+        yield read_contents(source, judge, request.limits, request.staging, stack)

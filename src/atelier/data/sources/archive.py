@@ -25,12 +25,12 @@ from atelier.config.records import LeftOut
 from atelier.data.pack import BLOCK_BYTES, Entry, blocks, reading
 from atelier.errors import AtelierError, InputError
 
-Wanted = Callable[[str, bytes], bool]  # told a file's name and how it begins, whether it is to be read at all
+Judge = Callable[[str, bytes], LeftOut | None]  # told a file's name and how it begins; None: it is wanted
 HEAD_BYTES = 64
 GZIP = b"\x1f\x8b"
 HEADER_LIMIT_BYTES = 16 << 20  # no honest member of a tar has longer names or attributes
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-NOT_A_PICTURE, AN_ARCHIVE, NOT_DATA = "not a picture", "an archive, not looked into", "hidden, or a system's own"
+NOT_DATA = "hidden, or a system's own"
 # of thumbnails, deleted files and earlier versions; those whose names begin with a dot need no list
 SYSTEM_FOLDERS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"}
 SYSTEM_FOLDERS |= {"$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "__pycache__"}
@@ -105,13 +105,13 @@ def is_archive(path: str) -> bool:
 
 
 def read_contents(
-    source: Path | Iterable[Entry], wanted: Wanted, limits: Limits, staging: Path, stack: ExitStack
+    source: Path | Iterable[Entry], judge: Judge, limits: Limits, staging: Path, stack: ExitStack
 ) -> Contents:
-    """List the files of a folder, an archive, or a source that lists its own; `wanted` ones can be read.
+    """List the files of a folder, an archive, or a source that lists its own; those that are wanted can be read.
 
     Args:
         source: what to list.
-        wanted: asked of each file.
+        judge: of each file.
         limits: a source beyond them is refused before it is unpacked.
         staging: where a folder is made for what has to be unpacked, under numbers for names.
         stack: keeps an archive open, and what is unpacked, until it is left.
@@ -121,7 +121,7 @@ def read_contents(
         AtelierError: if the archive is broken, too large, or has a member that no honest archive has.
     """
     contents = Contents(str(source) if isinstance(source, Path) else "", limits)
-    found, unpacked = _list(source, contents, wanted, staging, stack)
+    found, unpacked = _list(source, contents, judge, staging, stack)
     for entry in found:
         if contents.is_hidden(entry.name):
             continue
@@ -130,9 +130,9 @@ def read_contents(
         rest = blocks(entry, BLOCK_BYTES if unpacked else HEAD_BYTES)
         head = next(rest, b"")
         file = PurePosixPath(entry.name).name
-        if not wanted(entry.name, head[:HEAD_BYTES]):
+        if refused := judge(entry.name, head[:HEAD_BYTES]):
             if file.lower() not in SYSTEM_FILES and not file.startswith("."):
-                contents.leave_out(entry.name, AN_ARCHIVE if is_archive(file) else NOT_A_PICTURE, is_picture=False)
+                contents.left_out[refused] = None
         elif file.startswith("."):
             contents.leave_out(entry.name, NOT_DATA, is_picture=False)
         else:
@@ -140,19 +140,19 @@ def read_contents(
                 entry = _unpack(entry, head, rest, unpacked / str(contents.files))
             if (first := contents.entries.setdefault(entry.name, entry)) is not entry:
                 same = _digest(first) == _digest(entry)
-                reason = "twice in the source, the same bytes" if same else "the name of another file in the source"
+                reason = "its name is twice in the source" + (", and so are its bytes" if same else "")
                 contents.leave_out(entry.name, reason, is_picture=not same)
     return contents
 
 
 def _list(
-    source: Path | Iterable[Entry], contents: Contents, wanted: Wanted, staging: Path, stack: ExitStack
+    source: Path | Iterable[Entry], contents: Contents, judge: Judge, staging: Path, stack: ExitStack
 ) -> tuple[Iterable[Entry], Path | None]:
     """The files of a source, and a folder to unpack them to if they can only be read as they come."""
     if not isinstance(source, Path):
         return source, None
     if source.is_dir():
-        return _list_folder(source, contents, wanted), None
+        return _list_folder(source, contents, judge), None
     if not source.is_file():
         raise InputError(f"{source}: no such folder or archive; give one that exists")
     with source.open("rb") as file:
@@ -191,7 +191,7 @@ def _text(name: str) -> str:
 # --- folders ----------------------------------------------------------------------------------------------------
 
 
-def _list_folder(root: Path, contents: Contents, wanted: Wanted) -> Iterator[Entry]:
+def _list_folder(root: Path, contents: Contents, judge: Judge) -> Iterator[Entry]:
     """Links are followed to what lies outside of the folder; what lies inside is taken by its own name."""
     places = [Path(os.path.realpath(root))]
 
@@ -218,7 +218,8 @@ def _list_folder(root: Path, contents: Contents, wanted: Wanted) -> Iterator[Ent
             try:
                 status = path.stat()
             except OSError:
-                is_picture = wanted(relative, b"") or not path.suffix
+                refused = judge(relative, b"")
+                is_picture = not path.suffix or refused is None or refused.is_picture
                 contents.leave_out(relative, "a link to nothing that is there", is_picture=is_picture)
                 continue
             if not stat.S_ISREG(status.st_mode):
