@@ -9,7 +9,7 @@ import numpy as np
 
 from atelier.config.records import DataCard
 from atelier.data.arrays import SPLITS, Split, open_split, prepared_folder, read_card
-from atelier.files import digest
+from atelier.files import digest, files_below
 
 
 @dataclass
@@ -43,7 +43,7 @@ def check(dataset: str, root: Path) -> Found:
             found.problems.append(f"{path}: missing")
         elif digest(path) != sha256:
             found.problems.append(f"{path}: altered, its sha256 is not the one on the card")
-    present = {path for folder in (raw, prepared) if folder.is_dir() for path in folder.iterdir()}
+    present = {path for folder in (raw, prepared) if folder.is_dir() for path in files_below(folder)}
     strangers = present - expected.keys() - {prepared / "card.json"}
     found.problems += [f"{path}: not on the card" for path in sorted(strangers)]
     if not found.problems:

@@ -20,7 +20,7 @@ from atelier.data.render import render_all
 from atelier.data.sources import idx
 from atelier.data.sources.archive import NOT_A_PICTURE
 from atelier.errors import AtelierError, InputError
-from atelier.files import atomic_directory, digest
+from atelier.files import atomic_directory, digest, files_below
 from atelier.pictures import Images, save_png, tile
 from atelier.progress import bar, watch
 
@@ -120,7 +120,7 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
 
 
 def _raw_digests(raw: Path) -> dict[str, str]:
-    digests = {path.name: digest(path) for path in sorted(raw.iterdir()) if path.name != pack.PACK}
+    digests = {path.name: digest(path) for path in files_below(raw) if path.name != pack.PACK}
     if pack.SHA256 in digests:  # its pictures were verified one by one
         digests[pack.PACK] = (raw / pack.SHA256).read_text().split()[0]
     return digests
