@@ -16,10 +16,11 @@ def register(
     record: Input[Artifact],
     report: Input[Artifact],
     version: Output[Artifact],
+    registered: Output[Artifact],
 ) -> str:
     """Make a run a version in the MLflow registry; returns a digest of what describes the version."""
     from atelier.pipelines.workspace import run_stage
 
     name = run["name"]
-    inputs = [model, record, report]
-    return run_stage("register", name, params, {"register": register}, inputs, {f"registry/{name}.json": version})
+    outputs = {f"registry/{name}.json": version, f"runs/{name}": registered}
+    return run_stage("register", name, params, {"register": register}, [model, record, report], outputs)

@@ -251,7 +251,7 @@ def build(
                 version_digests=dsl.Collected(registered.outputs["Output"]),
                 params=params,
                 models=dsl.Collected(model),
-                records=dsl.Collected(trained.outputs["record"]),
+                records=dsl.Collected(registered.outputs["registered"]),
                 reports=dsl.Collected(evaluated.outputs["report"]),
                 versions=dsl.Collected(registered.outputs["version"]),
             )

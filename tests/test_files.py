@@ -3,15 +3,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
-from atelier.files import atomic_directory, folder_digest, write_atomic
+from atelier.files import LITTER, atomic_directory, folder_digest, is_litter, write_atomic
 
 KILLED_WRITER = """
 import os, signal, sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from atelier import files
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -85,3 +85,19 @@ def test_folder_digest_sees_names_and_contents(tmp_path: Path) -> None:
         (folder / name).write_text(text)
         digests.add(folder_digest(folder))
     assert len(digests) == 3
+
+
+def test_what_file_managers_and_editors_leave_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("1")
+    before = folder_digest(tmp_path)
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "a.png~", ".a.png.swp", ".#a.png", "#a.png#"):
+        (tmp_path / name).write_text("2")
+        assert is_litter(PurePath(name))
+    assert folder_digest(tmp_path) == before
+    for name in ("a#.png", ".hidden", "a.swp.png", ".a.partial"):
+        assert not is_litter(PurePath(name))
+
+
+def test_dvc_ignores_the_same_names() -> None:
+    lines = (Path(__file__).parents[1] / ".dvcignore").read_text().splitlines()
+    assert tuple(line.removeprefix("\\") for line in lines if not line.startswith("# ")) == LITTER

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+# what file managers and editors leave in a folder; .dvcignore says the same to DVC
+LITTER = (
+    *(".DS_Store", "._*", "Thumbs.db", "desktop.ini", ".directory"),
+    *("*~", ".*.sw?", ".#*", "#*#", "__pycache__", "*.pyc"),
+)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -118,11 +125,17 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     return hashlib.new(algorithm, data).hexdigest()
 
 
+def is_litter(name: PurePath) -> bool:
+    """Whether a file, by its name relative to a folder that is looked at, is none of its content."""
+    return any(fnmatch.fnmatchcase(part, pattern) for part in name.parts for pattern in LITTER)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder and the folders in it, sorted, without litter."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_litter(path.relative_to(folder)))
+
+
 def folder_digest(folder: Path) -> str:
     """sha256 over the sorted (relative name, sha256) pairs of every file below `folder`."""
-    lines = [
-        f"{digest(path)}  {path.relative_to(folder).as_posix()}\n"
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    lines = [f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files_below(folder)]
     return digest_of("".join(lines).encode())

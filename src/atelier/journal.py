@@ -30,6 +30,15 @@ class Journal:
         os.truncate(self.path, length)
 
 
+def record_folder(root: Path, run: str, weights_sha256: str) -> Path:
+    """What a workspace alone knows of a model, by the digest of its sampler: what differs between two equal trainings.
+
+    `timing.jsonl`: the times of the journal's lines; `mlflow.json`: how MLflow's run is found; `version.json`: what it
+    is registered as here.
+    """
+    return root / "runs" / run / weights_sha256[:16]
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a line cut by a kill is left out."""
     if not path.is_file():

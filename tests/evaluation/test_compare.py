@@ -13,8 +13,9 @@ import pytest
 
 from atelier.config import load_params
 from atelier.evaluation.compare import compare, with_deviation
-from atelier.evaluation.narrative import narrative
-from atelier.files import read_json, write_json
+from atelier.evaluation.narrative import narrative, speed
+from atelier.files import digest, read_json, write_json
+from atelier.journal import record_folder
 
 # what a person would see: nothing cut off sideways, every picture there, nothing asked of the network
 LOOK = """
@@ -24,30 +25,38 @@ addEventListener("load", () => {
     width: innerWidth, needed: document.documentElement.scrollWidth,
     pictures: [...document.images].filter(image => image.naturalWidth > 0).length,
     charts: document.querySelectorAll("svg").length,
-    requests: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
+    requests: performance.getEntriesByType("resource").map(x => x.name).filter(name => !name.startsWith("data:")),
+    text: document.body.innerText,
   };
   document.body.innerHTML = "<pre id=found></pre>";
   document.getElementById("found").textContent = JSON.stringify(found);
 });
 </script>
 """
+RUNS = ("mnist-cgan", "mnist-cvae")
 
 
 @pytest.fixture
 def compared(trained: Path) -> Path:
-    for run in ("mnist-cgan", "mnist-cvae"):
-        write_json(trained / f"registry/{run}.json", {"uri": f"models:/{run}/1"})
+    for run in RUNS:
+        registered = {"name": run, "weights_sha256": digest(trained / f"models/{run}/sampler.safetensors")}
+        write_json(trained / f"registry/{run}.json", registered)
+        record = record_folder(trained, run, registered["weights_sha256"])
+        write_json(record / "version.json", registered | {"uri": f"models:/{run}/1"})
     compare(load_params(trained / "params.yaml"), trained, lambda line: None)
     return trained / "reports/index.html"
 
 
 @pytest.mark.processes
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [500, 1280])  # headless Chromium's windows are no narrower
-def test_the_page_in_a_real_browser(compared: Path, tmp_path: Path, width: int) -> None:
+# headless Chromium's windows are no narrower
+@pytest.mark.parametrize(("width", "where"), [(500, "here"), (1280, "here"), (1280, "elsewhere")])
+def test_the_page_in_a_real_browser(compared: Path, tmp_path: Path, width: int, where: str) -> None:
     page = tmp_path / "page.html"
     # pictures below the window's edge are there too when the page has loaded
     page.write_text(compared.read_text().replace(' loading="lazy"', "").replace("</body>", LOOK + "</body>"))
+    if where == "here":
+        shutil.copy(compared.with_name("local.js"), tmp_path)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
     result = subprocess.run(
@@ -58,13 +67,37 @@ def test_the_page_in_a_real_browser(compared: Path, tmp_path: Path, width: int) 
     found = json.loads(html.unescape(match[1]))
     assert found["needed"] <= found["width"], "the page is wider than the window"
     assert found["pictures"] == 10  # grid, GIF, interpolation and neighbours of each, and two more of the VAE
-    assert found["charts"] >= 4
-    assert found["requests"] == 0
+    assert set(found["requests"]) <= {page.with_name("local.js").as_uri()}
+    known_here = (
+        len(re.findall(r"[\d,]+ images/s", found["text"])),
+        len(re.findall(r"kimg, \d+ s", found["text"])),
+        sum(f"models:/{run}/1" in found["text"] for run in RUNS),
+        len(re.findall(r"trained for \d+ s", found["text"])),
+        found["charts"],
+    )
+    assert known_here == ((2, 4, 2, 1, 5) if where == "here" else (0, 0, 0, 0, 4))
+
+
+def test_the_page_is_the_same_wherever_models_are_equal(compared: Path) -> None:
+    before = {name: compared.with_name(name).read_bytes() for name in ("index.html", "summary.json")}
+    told = list[str]()
+    shutil.rmtree(compared.parents[1] / "runs")
+    compare(load_params(compared.parents[1] / "params.yaml"), compared.parents[1], told.append)
+    assert {name: compared.with_name(name).read_bytes() for name in before} == before
+    assert told[1].split()[-2:] == ["–", "–"]  # neither seconds nor a version are known
+
+
+def test_a_version_of_another_report_is_not_shown(compared: Path) -> None:
+    path = compared.parents[1] / "registry/mnist-cgan.json"
+    write_json(path, read_json(path) | {"report_sha256": "0" * 64})
+    compare(load_params(compared.parents[1] / "params.yaml"), compared.parents[1], lambda line: None)
+    local = compared.with_name("local.js").read_text()
+    assert [f"models:/{run}/1" in local for run in RUNS] == [False, True]
 
 
 def test_the_page_holds_every_figure_of_every_run(compared: Path) -> None:
     text = html.unescape(compared.read_text())
-    for run in ("mnist-cgan", "mnist-cvae"):
+    for run in RUNS:
         report = read_json(compared.parent / run / "metrics.json")
         for metric in ("fd_classifier", "recall_classifier", "floor_fd_classifier", "nearest_train_ratio"):
             assert with_deviation(report[metric]) in text
@@ -103,12 +136,13 @@ def run(name: str, distance: float, coverage: float) -> dict[str, Any]:
 
 
 def test_the_text_says_what_the_figures_do() -> None:
-    text = " ".join(narrative([run("gan", 2.0, 0.7), run("vae", 1.0, 0.9)]))
+    runs = [run("gan", 2.0, 0.7), run("vae", 1.0, 0.9)]
+    text = " ".join(narrative(runs))
     assert "vae comes closer to the real images than gan: fd_classifier 1 ± 0.05 against 2 ± 0.05." in text
     assert "vae is 2.0 times as far away" in text
     assert "vae leaves less of them out than gan" in text
     assert "repeat" not in text
-    assert "vae trained for 10 s (100 kimg), gan for 20 s (100 kimg)." in text
+    assert speed(runs) == "vae trained for 10 s (100 kimg), gan for 20 s (100 kimg)."
 
 
 def test_the_text_does_not_decide_what_is_within_the_noise() -> None:

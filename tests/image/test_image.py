@@ -144,7 +144,7 @@ def registered(docker: Docker, image: str, workspace: Path, tmp_path_factory: py
 
 def test_every_stage_runs_locked_down(registered: Path) -> None:
     assert read_json(registered / "reports" / "mnist-cgan" / "metrics.json")
-    assert read_json(registered / "registry" / "mnist-cgan.json")["uri"] == "models:/mnist-cgan/1"
+    assert read_json(next(registered.glob("runs/mnist-cgan/*/version.json")))["uri"] == "models:/mnist-cgan/1"
     assert (registered / "reports" / "index.html").stat().st_uid == IMAGE_USER
 
 
@@ -187,7 +187,8 @@ def test_kubeflows_docker_runner_runs_the_pipeline_in_it(
     engine = {name: value for name, value in docker.environment.items() if name == "DOCKER_HOST"}
     done = subprocess.run(command, cwd=tmp_path, env=environment | engine, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert read_json(tmp_path / "kubeflow" / "registry" / "mnist-cgan.json")["uri"] == "models:/mnist-cgan/1"
+    (version,) = (tmp_path / "kubeflow").glob("runs/mnist-cgan/*/version.json")
+    assert read_json(version)["uri"] == "models:/mnist-cgan/1"
 
 
 def test_two_ranks_train_in_it(docker: Docker, image: str, workspace: Path, tmp_path: Path) -> None:

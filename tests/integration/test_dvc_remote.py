@@ -19,7 +19,7 @@ from own_pictures import write_params, write_pictures
 pytestmark = pytest.mark.processes
 PROJECT = Path(__file__).parents[2]
 BY_FOLDER = "{side: 32, channels: 3, test_share: 0.3, classes: [cat, dog]}"
-STAGES = ("ingest@own", "prepare@own")
+STAGES = ("plan", "ingest@own", "prepare@own")
 
 
 class Clones:

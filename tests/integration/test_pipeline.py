@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from atelier.files import folder_digest, read_json
+from own_pictures import write_params, write_pictures
 
 PROJECT = Path(__file__).parents[2]
 OUTS = ("data", "reference", "models", "reports")
@@ -65,6 +69,19 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '(\S+)'", output)
 
 
+def version(checkout: Path, run_name: str) -> dict[str, Any]:
+    """What the model that lies there is registered as."""
+    registered = read_json(checkout / "registry" / f"{run_name}.json")
+    known: dict[str, Any] = read_json(checkout / "runs" / run_name / registered["weights_sha256"][:16] / "version.json")
+    assert registered.items() <= known.items()
+    return known
+
+
+def lock(checkout: Path) -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe", pure=True).load((checkout / "dvc.lock").read_text())["stages"]
+    return stages
+
+
 def state(checkout: Path) -> dict[str, str]:
     folders = [path for name in OUTS for path in (checkout / name).glob("*") if path.is_dir()]
     folders += [path for path in (checkout / "data").glob("*/*") if path.is_dir()]
@@ -75,7 +92,7 @@ def state(checkout: Path) -> dict[str, str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], mnist_files: Path) -> Path:
     folder = make_checkout(tmp_path_factory.mktemp("checkout"), environment, mnist_files)
     output = run(folder, environment, "dvc", "repro")
-    assert len(stages_run(output)) == 10
+    assert len(stages_run(output)) == 11
     assert "fd_classifier" in output
     assert "report: reports/index.html" in output
     run(folder, environment, "git", "add", "-A")
@@ -99,16 +116,92 @@ def test_everything_the_pipeline_makes_is_ignored_by_git(checkout: Path, environ
 def test_one_training_parameter_reruns_that_model_and_nothing_else(checkout: Path, environment: dict[str, str]) -> None:
     before = state(checkout)
     output = run(checkout, environment, "dvc", "exp", "run", "-S", "runs.mnist-cvae.kimg=4")
-    assert stages_run(output) == ["train@mnist-cvae", "evaluate@mnist-cvae", "register@mnist-cvae", "compare"]
+    assert stages_run(output) == ["plan", "train@mnist-cvae", "evaluate@mnist-cvae", "register@mnist-cvae", "compare"]
     assert "runs.mnist-cvae.kimg" in run(checkout, environment, "dvc", "params", "diff")
     assert "fd_classifier.mean" in run(checkout, environment, "dvc", "metrics", "diff")
     plots = run(checkout, environment, "dvc", "plots", "show")
     assert (checkout / "dvc_plots" / "index.html").is_file(), plots
-    assert read_json(checkout / "registry" / "mnist-cvae.json")["version"] == 2
+    assert version(checkout, "mnist-cvae")["version"] == 2
     # and back: the same parameters give the same bytes
     run(checkout, environment, "git", "checkout", "-q", "params.yaml", "dvc.lock")
     run(checkout, environment, "dvc", "repro")
     assert state(checkout) == before
+    assert version(checkout, "mnist-cvae")["version"] == 1
+    assert run(checkout, environment, "git", "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stages"),
+    [
+        ("timeout_seconds", "21", []),
+        ("checkpoint_seconds", "61", []),
+        ("classifier_kimg", "11", ["reference@mnist"]),
+        ("likelihood_images", "40", ["evaluate@mnist-cgan", "evaluate@mnist-cvae"]),
+        ("prefix", "team-", ["register@mnist-cgan", "register@mnist-cvae"]),
+        ("title", "Others", ["compare"]),
+    ],
+)
+def test_a_parameter_makes_those_stages_stale_that_read_it(
+    checkout: Path, environment: dict[str, str], key: str, value: str, stages: list[str]
+) -> None:
+    text, count = re.subn(rf"\b{key}: [^ \n]+.*", f"{key}: {value}", (checkout / "params.yaml").read_text())
+    assert count == 1
+    (checkout / "params.yaml").write_text(text)
+    run(checkout, environment, "dvc", "repro", "plan")
+    assert sorted(json.loads(run(checkout, environment, "dvc", "status", "--json"))) == stages
+    run(checkout, environment, "git", "checkout", "-q", "params.yaml", "dvc.lock")
+    run(checkout, environment, "dvc", "checkout", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("registry/register.py", "WEIGHTS_TAG =", "# a comment\nWEIGHTS_TAG =", []),
+        ("evaluation/report.html.j2", "<body>", "<body >", ["compare"]),
+        ("models/mine.py", "", "def generator():\n    pass\n", []),
+    ],
+)
+def test_changed_code_runs_the_stages_again_that_execute_it(
+    checkout: Path, environment: dict[str, str], file: str, old: str, new: str, stages: list[str]
+) -> None:
+    path = checkout / "src" / "atelier" / file
+    path.write_text(path.read_text().replace(old, new) if path.is_file() else new)
+    output = run(checkout, environment | {"PYTHONPATH": str(checkout / "src")}, "dvc", "repro")
+    assert stages_run(output) == ["plan", *stages]
+    run(checkout, environment, "git", "clean", "-fdq", "src")
+    run(checkout, environment, "git", "checkout", "-q", ".")
+    run(checkout, environment, "dvc", "checkout", "--quiet")
+
+
+def test_files_that_an_editor_or_file_manager_leaves_run_nothing(checkout: Path, environment: dict[str, str]) -> None:
+    litter = [
+        *("data/prepared/mnist/.DS_Store", "models/mnist-cgan/Thumbs.db", "reports/mnist-cvae/curves/kid.csv~"),
+        *("src/atelier/data/prepare.py~", "src/atelier/data/.prepare.py.swp", "src/atelier/.#files.py"),
+    ]
+    for name in litter:
+        (checkout / name).touch()
+    assert run(checkout, environment, "dvc", "status") == "Data and pipelines are up to date.\n"
+    assert "as the card says" in run(checkout, environment, "atelier", "data", "check", "mnist")
+    for name in litter:
+        (checkout / name).unlink()
+
+
+def test_a_workspace_without_the_code(environment: dict[str, str], tmp_path: Path) -> None:
+    """There atelier is installed: DVC cannot watch its files, so `plan` looks each time."""
+    text = (PROJECT / "dvc.yaml").read_text()
+    watched = "    deps:\n    - src/atelier\n"
+    assert text.count(watched) == 1
+    (tmp_path / "dvc.yaml").write_text(text.replace(watched, "    always_changed: true\n"))
+    write_params(tmp_path, write_pictures(tmp_path / "pictures"), "{side: 32, channels: 3, classes: [cat, dog]}")
+    run(tmp_path, environment, "dvc", "init", "--no-scm", "--quiet")
+    assert stages_run(run(tmp_path, environment, "dvc", "repro", "prepare@own")) == [
+        "plan",
+        "ingest@own",
+        "prepare@own",
+    ]
+    assert stages_run(run(tmp_path, environment, "dvc", "repro", "prepare@own")) == ["plan"]
+    changes = json.loads(run(tmp_path, environment, "dvc", "status", "--json", "plan", "ingest@own", "prepare@own"))
+    assert changes == {"plan": ["always changed"]}
 
 
 def test_kubeflow_here_gives_the_same_bytes(checkout: Path, environment: dict[str, str]) -> None:
@@ -116,10 +209,12 @@ def test_kubeflow_here_gives_the_same_bytes(checkout: Path, environment: dict[st
     assert "MLflow runs closed: 0" in output
     theirs = checkout / "kubeflow"
     assert state(theirs) == state(checkout)
-    assert (theirs / "reports" / "summary.json").read_bytes() == (checkout / "reports" / "summary.json").read_bytes()
+    registered = [f"registry/{name}.json" for name in ("mnist-cgan", "mnist-cvae")]
+    for name in ("reports/summary.json", "reports/index.html", *registered):
+        assert (theirs / name).read_bytes() == (checkout / name).read_bytes(), name
     for name in ("mnist-cgan", "mnist-cvae"):
-        version, other = (read_json(root / "registry" / f"{name}.json") for root in (checkout, theirs))
-        assert version | {"run_id": None} == other | {"run_id": None}
+        assert version(theirs, name)["version"] == 1
+        assert f"models:/{name}/1" in output
     # the folder is a workspace: what was registered is there to be used
     run(theirs, environment, "atelier", "sample", "models:/mnist-cvae/1", "--n", "4", "--out", "digits.png")
     shutil.rmtree(theirs)
@@ -145,7 +240,12 @@ def test_killed_in_every_stage_it_ends_in_the_same_state_as_without(
     of_other_runs = {f"{name}/mnist-cvae" for name in OUTS}
     assert state(killed) == {name: digest for name, digest in state(checkout).items() if name not in of_other_runs}
     # the killed registration left no second version
-    assert read_json(killed / "registry" / "mnist-cgan.json")["version"] == 1
+    assert version(killed, "mnist-cgan")["version"] == 1
+    # dvc.lock says what was made, not when or where
+    ours, theirs = lock(checkout), lock(killed)
+    assert {name: ours[name] for name in theirs.keys() - {"plan", "compare"}} == {
+        name: theirs[name] for name in theirs.keys() - {"plan", "compare"}
+    }
 
 
 def kill_9(checkout: Path, environment: dict[str, str], stage: str, delay: float) -> None:

@@ -50,13 +50,16 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
     for run in params.runs:
         register(run, params, root, print)
     entry = read_json(root / "registry" / "mnist-cgan.json")
-    assert entry["uri"] == "models:/mnist-cgan/1"
+    (version_file,) = root.glob("runs/mnist-cgan/*/version.json")
+    version = read_json(version_file)
+    assert version["uri"] == "models:/mnist-cgan/1"
+    assert entry == {key: version[key] for key in ("name", "weights_sha256", "report_sha256")}  # all the same anywhere
 
     # the journal is in MLflow, each tick once, and the report with it
     journal = read_journal(root / "models" / "mnist-cgan" / "journal.jsonl")
-    history = client(root).get_metric_history(entry["run_id"], "generator_loss")
+    history = client(root).get_metric_history(version["run_id"], "generator_loss")
     assert [(m.step, m.value) for m in history] == [(round(1000 * t["kimg"]), t["generator_loss"]) for t in journal]
-    run = client(root).get_run(entry["run_id"])
+    run = client(root).get_run(version["run_id"])
     metrics = read_json(root / "reports" / "mnist-cgan" / "metrics.json")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["fd_classifier"] == metrics["fd_classifier"]["mean"]
@@ -79,13 +82,14 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
     register("mnist-cgan", params, root, print)
     assert read_json(root / "registry" / "mnist-cgan.json") == entry
     assert len(versions(root, "mnist-cgan")) == 1
-    assert len(client(root).get_metric_history(entry["run_id"], "generator_loss")) == len(journal)
-    assert len(client(root).get_metric_history(entry["run_id"], "fd_classifier")) == 1
+    assert len(client(root).get_metric_history(version["run_id"], "generator_loss")) == len(journal)
+    assert len(client(root).get_metric_history(version["run_id"], "fd_classifier")) == 1
 
     compare(params, root, print)
-    page = (root / "reports" / "index.html").read_text()
-    assert "models:/mnist-cgan/1" in page
-    assert "models:/mnist-cvae/1" in page
+    page, local = ((root / "reports" / name).read_text() for name in ("index.html", "local.js"))
+    for name in ("models:/mnist-cgan/1", "models:/mnist-cvae/1"):
+        assert name in local
+        assert name not in page
     assert page.count("data:image/gif;base64,") == 2
     assert 'src="http' not in page
     assert 'href="http' not in page

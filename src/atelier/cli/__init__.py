@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 def app() -> None:
     """Train image generators as one reproducible pipeline.
 
-    The stages, in order: ingest, prepare, reference, train, evaluate, register, compare. `dvc repro` runs them all.
+    The stages, in order: plan, ingest, prepare, reference, train, evaluate, register, compare. `dvc repro` runs them
+    all.
     """
+
+
+@app.command()
+@with_params
+def plan(params: Params, root: Path) -> None:
+    """Write what each stage depends on, code and parameters: DVC runs again what has changed."""
+    from atelier.plan import plan
+
+    print(plan(params, root))
 
 
 @app.command()

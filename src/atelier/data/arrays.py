@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from atelier.config.records import DataCard, SplitCard
 from atelier.errors import AtelierError, InputError
-from atelier.files import digest
+from atelier.files import digest, files_below
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -150,8 +150,9 @@ class SplitWriter:
 
 def dvc_md5(folder: Path) -> str:
     """The digest by which DVC knows a folder, computed anew: right whether or not dvc.lock is up to date."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = [{"md5": digest(path, "md5"), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    entries = [
+        {"md5": digest(path, "md5"), "relpath": path.relative_to(folder).as_posix()} for path in files_below(folder)
+    ]
     entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 
 def curves_svg(journal: list[dict[str, Any]]) -> list[str]:
@@ -23,20 +23,19 @@ def curves_svg(journal: list[dict[str, Any]]) -> list[str]:
     return [_svg(partial(draw, group)) for group in groups if group]
 
 
-def over_training_svg(runs: list[dict[str, Any]], goal: float) -> list[str]:
-    """The distance of each run over kimg, and over seconds where they were recorded, on a logarithmic scale."""
+def over_training_svg(runs: list[dict[str, Any]], goal: float, unit: Literal["kimg", "seconds"]) -> str:
+    """The distance of each run over kimg, or over seconds, which must have been recorded, on a logarithmic scale."""
 
-    def draw(unit: str, axis: Any) -> None:
+    def draw(axis: Any) -> None:
         for run in runs:
             kimg, values = zip(*run["over_training"], strict=True)
-            if unit == "kimg" or run["timing"]:
-                along = kimg if unit == "kimg" else [_seconds_at(run["timing"], value) for value in kimg]
-                axis.plot(along, values, label=run["name"])
+            along = kimg if unit == "kimg" else [_seconds_at(run["timing"], value) for value in kimg]
+            axis.plot(along, values, label=run["name"])
         axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
         axis.set_yscale("symlog", linthresh=max(abs(goal), 1e-6))
         axis.set_xlabel(unit)
 
-    return [_svg(partial(draw, unit)) for unit in ("kimg", "seconds")]
+    return _svg(draw)
 
 
 def _seconds_at(timing: list[dict[str, Any]], kimg: float) -> float:

@@ -1,4 +1,8 @@
-"""The stage `compare`: all runs side by side in `reports/index.html`, self-contained, and `reports/summary.json`."""
+"""The stage `compare`: all runs side by side in `reports/index.html` and `reports/summary.json`.
+
+Both are the same wherever equal models are compared. What differs, times and versions, goes to `reports/local.js`: the
+page shows it where that file lies beside it, and is complete without.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from atelier.config import Params
 from atelier.config.records import ModelConfig
 from atelier.errors import InputError
 from atelier.evaluation.charts import curves_svg, over_training_svg
-from atelier.evaluation.narrative import narrative
+from atelier.evaluation.narrative import narrative, speed
 from atelier.evaluation.reports import FLOOR, figures, higher_is_better, metric_name
-from atelier.files import read_json, write_atomic, write_json
-from atelier.journal import read_journal
+from atelier.files import digest_of, read_json, to_json, write_atomic, write_json
+from atelier.journal import read_journal, record_folder
 
 PICTURES = {
     "grid.png": "Samples, a row a class if it knows classes: the first ones, not chosen.",
@@ -28,6 +32,14 @@ PICTURES = {
 }
 
 
+# fills the places of the page that are named in it
+LOCAL = """const local = {values};
+for (const place of document.querySelectorAll("[data-local]")) {{
+  if (place.dataset.local in local) place.innerHTML = local[place.dataset.local];
+}}
+"""
+
+
 def compare(params: Params, root: Path, say: Callable[[str], None]) -> Path:
     """Write the report over every run of `params.yaml` and print its table.
 
@@ -37,8 +49,12 @@ def compare(params: Params, root: Path, say: Callable[[str], None]) -> Path:
     runs = [_collect(name, params, root) for name in params.runs]
     summary = {run["name"]: {key: run[key] for key in ("dataset", "model", "kimg", "metrics")} for run in runs}
     write_json(root / "reports" / "summary.json", summary)
+    datasets = list(dict.fromkeys(run["dataset"] for run in runs))
+    sections = [_of_dataset([run for run in runs if run["dataset"] == dataset]) for dataset in datasets]
+    local = {key: value for section in sections for key, value in _local(section).items()}
+    write_atomic(root / "reports" / "local.js", LOCAL.format(values=to_json(local).rstrip()))
     target = root / "reports" / "index.html"
-    write_atomic(target, _render(params, runs))
+    write_atomic(target, _render(params.compare.title, sections))
     for line in results_table(runs):
         say(line)
     say(f"report: {target}")
@@ -57,7 +73,7 @@ def results_table(runs: list[dict[str, Any]]) -> list[str]:
             f"{run['metrics']['label_agreement']['mean']:.2%}" if "label_agreement" in run["metrics"] else "–",
             f"{run['kimg']:g}",
             f"{run['seconds']:.0f} s" if run["seconds"] else "–",
-            run["uri"],
+            run["uri"] or "–",
         )
         for run in runs
     ]
@@ -79,10 +95,13 @@ def _collect(name: str, params: Params, root: Path) -> dict[str, Any]:
     # what was trained, not what params.yaml says by now
     recipe = ModelConfig.read(model / "config.json", f"atelier train {name}").recipe.model_dump()
     metrics = read_json(report / "metrics.json")
-    timing = read_journal(root / "runs" / name / "timing.jsonl")
+    registered = read_json(root / "registry" / f"{name}.json")
+    record = record_folder(root, name, metrics["weights_sha256"])
+    timing = read_journal(record / "timing.jsonl")
     extractors = list(metrics["conditions"]["extractors"])
     return {
         "name": name,
+        "place": f"{name} {metrics['weights_sha256'][:16]}",
         "dataset": run.dataset,
         "dataset_title": run.info.title,
         "model": run.model,
@@ -95,10 +114,16 @@ def _collect(name: str, params: Params, root: Path) -> dict[str, Any]:
         "timing": timing,
         "over_training": _read_curve(report / "curves" / f"{metric_name('kid', extractors[0])}.csv"),
         "megabytes": (model / "sampler.safetensors").stat().st_size / 1e6,
-        "uri": read_json(root / "registry" / f"{name}.json")["uri"],
+        "uri": _version(record / "version.json", registered),
         "pictures": _pictures(report),
         "curves": curves_svg(read_journal(model / "journal.jsonl")),
     }
+
+
+def _version(path: Path, registered: dict[str, Any]) -> str | None:
+    """Which version in the workspace's store is what was registered; None if it was registered elsewhere."""
+    found = read_json(path) if path.is_file() else {}
+    return found["uri"] if registered.items() <= found.items() else None
 
 
 def _read_curve(path: Path) -> list[tuple[float, float]]:
@@ -129,6 +154,7 @@ def _of_dataset(runs: list[dict[str, Any]]) -> dict[str, Any]:
     goal = max(run["over_training"][-1][1] for run in runs)
     return {
         "title": runs[0]["dataset_title"],
+        "place": digest_of("".join(run["place"] for run in runs).encode())[:16],
         "runs": runs,
         "text": narrative(runs),
         "rows": rows,
@@ -136,18 +162,34 @@ def _of_dataset(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "goal": goal,
         "goal_metric": metric_name("kid", next(iter(runs[0]["metrics"]["conditions"]["extractors"]))),
         "reached": [_reached(run, goal) for run in runs],
-        "over_training": over_training_svg(runs, goal),
+        "over_training": over_training_svg(runs, goal, "kimg"),
     }
 
 
-def _reached(run: dict[str, Any], goal: float) -> tuple[float, float | None]:
-    """After how many kimg, and seconds if they are known, a run was as near as `goal` for the first time."""
-    kimg = next(kimg for kimg, value in run["over_training"] if value <= goal)
-    seconds = next((line["seconds"] for line in run["timing"] if line["kimg"] >= kimg), None)
-    return kimg, seconds
+def _local(section: dict[str, Any]) -> dict[str, str]:
+    """What of a section is so in this workspace alone, as HTML, by the name of its place in the page."""
+    found = {f"{run['place']} version": run["uri"] for run in section["runs"] if run["uri"]}
+    timed = [run for run in section["runs"] if run["timing"]]
+    for run in timed:
+        found[f"{run['place']} seconds"] = f", {run['seconds']:.0f} s"
+        found[f"{run['place']} speed"] = f"{1000 * run['kimg'] / run['seconds']:,.0f} images/s"
+        kimg = _reached(run, section["goal"])
+        seconds = next((line["seconds"] for line in run["timing"] if line["kimg"] >= kimg), None)
+        if seconds is not None:
+            found[f"{section['place']} {run['place']}"] = f", {seconds:.0f} s"
+    if timed:
+        found[f"{section['place']} speed"] = speed(timed)
+        found[f"{section['place']} chart"] = over_training_svg(timed, section["goal"], "seconds")
+    return found
 
 
-def _render(params: Params, runs: list[dict[str, Any]]) -> str:
+def _reached(run: dict[str, Any], goal: float) -> float:
+    """After how many kimg a run was as near as `goal` for the first time."""
+    first: float = next(kimg for kimg, value in run["over_training"] if value <= goal)
+    return first
+
+
+def _render(title: str, sections: list[dict[str, Any]]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -158,9 +200,7 @@ def _render(params: Params, runs: list[dict[str, Any]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["with_deviation"] = with_deviation
-    datasets = list(dict.fromkeys(run["dataset"] for run in runs))
-    sections = [_of_dataset([run for run in runs if run["dataset"] == dataset]) for dataset in datasets]
-    return str(environment.get_template("report.html.j2").render(title=params.compare.title, sections=sections))
+    return str(environment.get_template("report.html.j2").render(title=title, sections=sections))
 
 
 def with_deviation(value: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ Runs = list[dict[str, Any]]
 
 
 def narrative(runs: Runs) -> list[str]:
-    """Sentences on the runs of one data set, each with `name`, `metrics`, `distances`, `seconds`, `kimg`."""
+    """Sentences on the runs of one data set, each with `name`, `metrics`, `distances`."""
     if len(runs) < 2:
         return []
     metric = runs[0]["distances"][0]
@@ -32,7 +32,6 @@ def narrative(runs: Runs) -> list[str]:
     sentences.append(_best_by(runs, "label_agreement", "draws the class it is asked for more often"))
     sentences.append(_best_by(runs, "accuracy_score", "teaches a classifier more about real images"))
     sentences += [_copies(run) for run in runs]
-    sentences.append(_speed(runs))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -61,7 +60,8 @@ def _copies(run: dict[str, Any]) -> str:
     return f"{run['name']} may repeat its training images: its own are {ratio['mean']:.2f} times as far as test images."
 
 
-def _speed(runs: Runs) -> str:
+def speed(runs: Runs) -> str:
+    """One sentence on how long the runs were trained, if that is known of two."""
     timed = [run for run in runs if run["seconds"]]
     if len(timed) < 2:
         return ""

@@ -261,6 +261,11 @@ def count_parameters(name: str) -> dict[str, int]:
     }
 
 
+def module_name(name: str) -> str:
+    """The module that builds the networks of a model."""
+    return f"atelier.models.{name.replace('-', '_')}"
+
+
 def model_module(name: str) -> ModuleType:
     """Import the file of a model.
 
@@ -269,9 +274,9 @@ def model_module(name: str) -> ModuleType:
     """
     file = name.replace("-", "_")
     try:
-        module = importlib.import_module(f"atelier.models.{file}")
+        module = importlib.import_module(module_name(name))
     except Exception as error:  # whatever the code of a model of one's own may raise
-        if isinstance(error, ModuleNotFoundError) and error.name == f"atelier.models.{file}":
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name(name):
             raise AtelierError(f"src/atelier/models/{file}.py: missing, and MODELS has an entry '{name}'") from None
         place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
         words = error.msg if isinstance(error, SyntaxError) else error

@@ -1,4 +1,8 @@
-"""The stage `register`: a judged model becomes a version in the MLflow registry, described in `registry/RUN.json`."""
+"""The stage `register`: a judged model becomes a version in the MLflow registry.
+
+`registry/RUN.json` says what was registered, and is the same wherever that is; the version's number in this workspace's
+store stands in `version.json` of the `record_folder`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from atelier.config.records import ModelConfig
 from atelier.errors import InputError
 from atelier.evaluation.reports import Report, figures
 from atelier.files import folder_digest, read_json, write_json
+from atelier.journal import record_folder
 from atelier.registry.card import description, model_card
 from atelier.registry.lineage import lineage_tags
 from atelier.registry.package import PACKAGE, log_package, make_package, smoke_test
@@ -50,12 +55,13 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
             f"{report_folder}: judges other weights than {model_folder}; run 'atelier evaluate {run_name}'"
         )
     report_sha256 = folder_digest(report_folder)
+    record = record_folder(root, run_name, weights_sha256)
     tags = lineage_tags(root, params, config, metrics) | {REPORT_TAG: report_sha256}
 
     with mlflow_errors(root):
         mlflow_client = client(root)
         journal = model_folder / "journal.jsonl"
-        run_id = finish_run(root, run_name, run_params(config), journal, root / "runs" / run_name)
+        run_id = finish_run(root, run_name, run_params(config), journal, record)
         version = existing_version(mlflow_client, name, tags)
         if version is None:
             _log_report(mlflow_client, run_id, report_folder, metrics, config, model_folder)
@@ -71,19 +77,15 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
                 raise
             version = make_version(mlflow_client, name, package, run_id, tags, description(card))
         mlflow_client.set_terminated(run_id, status="FINISHED")
-    path = root / "registry" / f"{run_name}.json"
+    registered = {"name": name, "weights_sha256": weights_sha256, "report_sha256": report_sha256}
+    uri = f"models:/{name}/{version.version}"
     write_json(
-        path,
-        {
-            "name": name,
-            "version": int(version.version),
-            "uri": f"models:/{name}/{version.version}",
-            "run_id": version.run_id,
-            "weights_sha256": weights_sha256,
-            "report_sha256": report_sha256,
-        },
+        record / "version.json",
+        registered | {"version": int(version.version), "uri": uri, "run_id": version.run_id},
     )
-    say(f"registered models:/{name}/{version.version}")
+    path = root / "registry" / f"{run_name}.json"
+    write_json(path, registered)
+    say(f"registered {uri}")
     return path
 
 

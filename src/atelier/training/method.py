@@ -136,9 +136,10 @@ def build_method(
     entry: Model, recipe: Recipe, networks: dict[str, nn.Module], classes: int, device: torch.device
 ) -> Method:
     """The method of a model, over its freshly built networks."""
-    from atelier.training.gan import Gan
+    if entry.method == "gan":
+        from atelier.training.gan import Gan
+
+        return Gan(networks, recipe, entry.data_range, device)
     from atelier.training.vae import Vae
 
-    if entry.method == "gan":
-        return Gan(networks, recipe, entry.data_range, device)
     return Vae(networks, recipe, classes, device)

@@ -17,7 +17,8 @@ from atelier.config import Params, Run
 from atelier.config.records import DataCard, ModelConfig
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError
-from atelier.files import atomic_directory, digest, digest_of, to_json
+from atelier.files import atomic_directory, digest, digest_of, to_json, write_atomic
+from atelier.journal import record_folder
 from atelier.models.contract import build_checked_networks
 from atelier.pictures import save_png, tile
 from atelier.ranks import RankLost, Ranks, join_ranks
@@ -41,7 +42,7 @@ OF_ENVIRONMENT = {"versions", "device", "world_size", "precision", "threads", "w
 
 
 def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
-    """Train a run and publish `models/RUN/`; wall-clock figures and the MLflow run's id go to `runs/RUN/`.
+    """Train a run and publish `models/RUN/`; wall-clock figures and the MLflow run's id go to its `record_folder`.
 
     A training that was stopped goes on from its last checkpoint in `checkpoints/RUN/`, bit for bit. Started by
     `torchrun`, each process is a rank of one training; the first one writes and speaks for all.
@@ -152,7 +153,8 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
         if feed is not None:
             feed.end(status, MLFLOW_WAIT_SECONDS if status == "FINISHED" else MLFLOW_PATIENCE_SECONDS)
     if ranks.is_writer:
-        _publish_record(folder, root / "runs" / run.name)
+        made = digest(root / "models" / run.name / "sampler.safetensors")
+        _publish_record(folder, record_folder(root, run.name, made))
         shutil.rmtree(folder)
     return root / "models" / run.name
 
@@ -241,7 +243,6 @@ def _publish_model(method: Method, config: ModelConfig, folder: Path, target: Pa
 
 def _publish_record(folder: Path, target: Path) -> None:
     """What belongs to this one training and not to what it made: times, and the MLflow run."""
-    with atomic_directory(target) as partial:
-        for name in ("timing.jsonl", "mlflow.json"):
-            if (folder / name).is_file():
-                shutil.copy(folder / name, partial)
+    for name in ("timing.jsonl", "mlflow.json"):
+        if (folder / name).is_file():
+            write_atomic(target / name, (folder / name).read_bytes())

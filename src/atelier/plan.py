@@ -1,0 +1,207 @@
+"""The stage `plan`: for each stage and what it goes over, all that it depends on beside its data, in `plan.json`.
+
+That is its code, as a digest, and the parameters that it reads, with their defaults. DVC runs a stage again when its
+entry has changed, and not for a change of code that it does not execute or of a parameter that it does not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import atelier
+from atelier.closure import ALL, Package, Row, Table
+from atelier.config import Params
+from atelier.files import write_json
+from atelier.models import module_name
+
+PLAN = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of `dvc.yaml`.
+
+    Attributes:
+        module: that it is the function of.
+        over: what it is run for one by one.
+        reads: what of the parameters; by name, below.
+    """
+
+    module: str
+    over: Literal["datasets", "runs", "all"]
+    reads: tuple[str, ...]
+
+
+# Not here is what cannot change what is made: ingest.timeout_seconds, reference.inception (whose file is verified),
+# train.checkpoint_seconds, train.checkpoints_kept, train.resident_mb.
+STAGES = {
+    "ingest": Stage(
+        "atelier.data.ingest", "datasets", ("dataset.path", "ingest.limit_files", "ingest.limit_gigabytes")
+    ),
+    "prepare": Stage(
+        "atelier.data.prepare",
+        "datasets",
+        ("dataset.info", "prepare.contact_sheet_per_class", "prepare.limit_megapixels", "prepare.left_out_limit"),
+    ),
+    "reference": Stage(
+        "atelier.evaluation.reference",
+        "datasets",
+        (
+            *("dataset.extractors", "evaluate.samples", "evaluate.draws", "evaluate.manifold_samples"),
+            *("evaluate.memorisation_samples", "evaluate.accuracy_kimg"),
+            *("reference.classifier_kimg", "reference.seed"),
+        ),
+    ),
+    "train": Stage(
+        "atelier.training.train",
+        "runs",
+        (
+            "run.dataset",
+            "run.model",
+            "run.recipe",
+            "run.noise",
+            "run.shape",
+            "dataset.info.class_names",
+            "train.tick_kimg",
+            "train.pictures",
+        ),
+    ),
+    "evaluate": Stage(
+        "atelier.evaluation.evaluate",
+        "runs",
+        (
+            *("run.dataset", "dataset.info.class_names", "dataset.extractors"),
+            *("evaluate.samples", "evaluate.draws", "evaluate.seed", "evaluate.manifold_samples"),
+            *("evaluate.memorisation_samples", "evaluate.accuracy_kimg"),
+            *("evaluate.likelihood_images", "evaluate.likelihood_samples"),
+        ),
+    ),
+    "register": Stage(
+        "atelier.registry.register",
+        "runs",
+        ("run.source", "dataset.info", "register.prefix"),
+    ),
+    "compare": Stage("atelier.evaluation.compare", "all", ("runs", "compare.title")),
+}
+TABLES = (
+    Table("atelier.models", "MODELS", resolved=frozenset({"recipe", "labels", "source", "home"})),
+    Table("atelier.config.catalogue", "DATASETS"),
+    Table("atelier.training.losses", "ADVERSARIAL_LOSSES"),
+    Table("atelier.training.augmentation", "AUGMENTATIONS"),
+    Table("atelier.models.likelihood", "LIKELIHOODS"),
+)
+# keys of a recipe that name rows
+CHOICES = {"loss": "ADVERSARIAL_LOSSES", "augment": "AUGMENTATIONS", "likelihood": "LIKELIHOODS"}
+# what these make of params.yaml is in the plan itself
+UNCOUNTED = ("atelier.config", "atelier.config.reading", "atelier.models.recipe")
+METHODS = {"gan": "atelier.training.gan", "vae": "atelier.training.vae"}
+
+
+def plan(params: Params, root: Path) -> Path:
+    """Write `plan.json`.
+
+    Raises:
+        AtelierError: if a module is missing or no Python.
+    """
+    path = root / PLAN
+    write_json(path, entries(params))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """What a stage goes over, a data set, a run or all of them.
+
+    Attributes:
+        known: the parameters of it, by name.
+        rows: of the tables, that it uses.
+        modules: that it uses, beside the stage's own.
+        without: modules that it does not use, although the stage imports them for others.
+    """
+
+    known: dict[str, Any]
+    rows: frozenset[Row]
+    modules: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def entries(params: Params, package: Path = Path(atelier.__file__).parent) -> dict[str, Any]:
+    """What the stages depend on: stage → data set or run → names of parameters and their values, and `code`, a digest.
+
+    Args:
+        params: of the project.
+        package: the folder of the code.
+    """
+    code, sections = Package(package, TABLES, UNCOUNTED), params.model_dump(by_alias=True)
+
+    def entry(stage: Stage, one: str) -> dict[str, Any]:
+        found = scope(stage, one, params)
+        known = sections | found.known
+        read = {name: functools.reduce(lambda value, key: value[key], name.split("."), known) for name in stage.reads}
+        return {"code": code.digest(*uses(stage, found)), **read}
+
+    over = {"datasets": params.datasets, "runs": params.runs}
+    return {
+        name: entry(stage, "") if stage.over == "all" else {one: entry(stage, one) for one in over[stage.over]}
+        for name, stage in STAGES.items()
+    }
+
+
+def uses(stage: Stage, scope: Scope) -> tuple[dict[str, list[str]], frozenset[Row], tuple[str, ...]]:
+    """What a stage uses of the code: the arguments of `Package.closure`."""
+    names = {stage.module: [stage.module.rpartition(".")[2]], **{name: [ALL] for name in scope.modules}}
+    return names, scope.rows, scope.without
+
+
+def scope(stage: Stage, one: str, params: Params) -> Scope:
+    """What a stage goes over when it is run for a data set, a run, or all ("")."""
+    if stage.over == "all":
+        return _of_all(params)
+    return _of_dataset(one, params) if stage.over == "datasets" else _of_run(one, params)
+
+
+def _of_dataset(name: str, params: Params) -> Scope:
+    dataset = {
+        "info": dataclasses.asdict(params.dataset(name)),
+        "path": params.ingest.paths.get(name),
+        "extractors": params.extractors(name),
+    }
+    return Scope({"dataset": dataset}, frozenset({("DATASETS", name)}))
+
+
+def _of_run(name: str, params: Params) -> Scope:
+    run = params.run(name)
+    of_dataset = _of_dataset(run.dataset, params)
+    recipe = run.recipe.model_dump()
+    chosen = {(table, row) for key, table in CHOICES.items() for row in _listed(recipe.get(key, []))}
+    known = {
+        "dataset": run.dataset,
+        "model": run.model,
+        "source": run.entry.source,
+        "recipe": recipe,
+        "noise": run.recipe.noise,
+        "shape": dataclasses.asdict(run.shape),
+    }
+    return Scope(
+        of_dataset.known | {"run": known},
+        of_dataset.rows | {("MODELS", run.model)} | chosen,
+        modules=(module_name(run.model),),
+        without=tuple(module for method, module in METHODS.items() if method != run.entry.method),
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _of_all(params: Params) -> Scope:
+    runs = [params.run(name) for name in params.runs]
+    known = {
+        run.name: {"dataset": run.dataset, "title": run.info.title, "model": run.model, "source": run.entry.source}
+        for run in runs
+    }
+    rows = {("MODELS", run.model) for run in runs} | {("DATASETS", run.dataset) for run in runs}
+    return Scope({"runs": known}, frozenset(rows))
