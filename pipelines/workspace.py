@@ -6,6 +6,7 @@ So a stage runs where it has no folder in common with the others, such as the po
 from __future__ import annotations
 
 import base64
+import html
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from atelier.config.records import Report
 from atelier.errors import AtelierError
 from atelier.files import digest, digest_of, folder_digest, read_json, write_atomic, write_json
 from atelier.tracking.origin import PIPELINE_RUN
@@ -198,13 +200,11 @@ def write_page(page: Artifact, title: str, folder: Artifact, pictures: Iterable[
         f'{base64.b64encode((Path(folder.path) / name).read_bytes()).decode()}">'
         for name in pictures
     )
+    title = html.escape(title)
     write_atomic(Path(page.path), f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{images}")
 
 
 def log_figures(figures: Artifact, report: Artifact) -> None:
     """Give the figures of a report to an artifact, whose metadata Kubeflow shows."""
-    metrics = read_json(Path(report.path) / "metrics.json")
-    for name, value in metrics.items():
-        if isinstance(value, dict) and "mean" in value:
-            figures.metadata[name] = value["mean"]
-            figures.metadata[f"{name}_deviation"] = value["deviation"]
+    for name, value in Report.read(Path(report.path) / "metrics.json", "atelier evaluate").metrics.items():
+        figures.metadata |= {name: value.mean, f"{name}_deviation": value.deviation}

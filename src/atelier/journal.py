@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from atelier.errors import AtelierError
 
 
 class Journal:
@@ -45,3 +48,18 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines]
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Every metric of a journal, by name: kimg and value of each line.
+
+    Raises:
+        AtelierError: if names are no plain words, as those of files must be, or lines have not all the same.
+    """
+    lines = read_journal(path)
+    names = [name for name in (lines[0] if lines else ()) if name not in ("kimg", "step")]
+    if not all(re.fullmatch("[A-Za-z0-9_]+", name) for name in names) or any(
+        line.keys() != lines[0].keys() for line in lines
+    ):
+        raise AtelierError(f"{path}: damaged, its lines have not the same names in plain letters; train again")
+    return {name: [(line["kimg"], line[name]) for line in lines] for name in names}

@@ -1,15 +1,22 @@
-"""Turning arrays of images into PNG and GIF files."""
+"""Turning arrays of images into PNG and GIF files, and the pictures of a training back into arrays."""
 
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from atelier.errors import AtelierError
+
 Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+SHEETS = "pictures.npz"  # of a model: what was drawn from fixed latents during its training
 
 
 def tile(images: Images, columns: int, gap: int = 2, background: int = 255) -> Images:
@@ -21,15 +28,6 @@ def tile(images: Images, columns: int, gap: int = 2, background: int = 255) -> I
         top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
-
-
-def untile(sheet: Images, side: int, gap: int = 2) -> Images:
-    """The square images (n, side, side, c) that `tile` laid out, row by row."""
-    rows, columns = ((length - gap) // (side + gap) for length in sheet.shape[:2])
-    corners = [
-        (gap + row * (side + gap), gap + column * (side + gap)) for row in range(rows) for column in range(columns)
-    ]
-    return np.stack([sheet[top : top + side, left : left + side] for top, left in corners])
 
 
 def png_bytes(image: Images) -> bytes:
@@ -46,13 +44,42 @@ def save_png(path: Path, image: Images) -> None:
     path.write_bytes(png_bytes(image))
 
 
-def load_png(path: Path) -> Images:
-    """Read a PNG as (h, w, c)."""
-    from PIL import Image
+def sheet_name(images_seen: int) -> str:
+    """The file of a picture of training."""
+    return f"{images_seen:09d}.png"
 
-    with Image.open(path, formats=["PNG"]) as file:
-        array = np.asarray(file)
-    return array[..., None] if array.ndim == 2 else array
+
+def save_sheet(path: Path, images: Images, columns: int) -> None:
+    """Write images (n, h, w, c) as a PNG, and beside it as NPY (rows, columns, h, w, c), which can be measured."""
+    buffer = io.BytesIO()
+    np.save(buffer, images.reshape(-1, columns, *images.shape[1:]))
+    path.with_suffix(".npy").write_bytes(buffer.getvalue())
+    save_png(path, tile(images, columns))
+
+
+def pack_sheets(folder: Path, target: Path) -> None:
+    """Put all sheets of a folder, whose file names say how many images had been seen, into one NPZ."""
+    paths = sorted(folder.glob("*.npy"))
+    buffer = io.BytesIO()
+    sheets = np.stack([np.load(path) for path in paths])
+    np.savez_compressed(buffer, images_seen=np.array([int(path.stem) for path in paths]), sheets=sheets)
+    target.write_bytes(buffer.getvalue())
+
+
+def load_sheets(path: Path, shape: tuple[int, int, int], remedy: str) -> list[tuple[int, Images]]:
+    """Read what `pack_sheets` wrote: images seen, and the sheet (rows, columns, *shape) that was drawn then.
+
+    Raises:
+        AtelierError: if it is missing or damaged.
+    """
+    try:
+        with np.load(path) as file:
+            seen, sheets = file["images_seen"], file["sheets"]
+        if sheets.dtype != np.uint8 or sheets.shape != (*seen.shape, *sheets.shape[1:3], *shape) or not sheets.size:
+            raise ValueError
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise AtelierError(f"{path}: missing or damaged; {remedy}") from None
+    return list(zip(seen.tolist(), sheets, strict=True))
 
 
 def save_gif(path: Path, frames: Sequence[Images], frame_milliseconds: int) -> None:

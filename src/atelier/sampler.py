@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.models import build_sampling_network
+from atelier.tensors import load_weights
 
 if TYPE_CHECKING:
     from atelier.pictures import Images
@@ -59,12 +58,7 @@ class Sampler:
         if digest(weights) != config.sampler_sha256:
             raise AtelierError(f"{weights}: altered, its sha256 is not the one in config.json; restore or retrain it")
         network = build_sampling_network(config.model, config.recipe, config.shape)
-        try:
-            network.load_state_dict(load_file(weights))
-        except (RuntimeError, SafetensorError) as error:
-            raise AtelierError(
-                f"{weights}: does not fit model '{config.model}': {str(error).splitlines()[0]}"
-            ) from None
+        load_weights(weights, network, f"model '{config.model}'")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(network.to(device).to(memory_format=torch.channels_last).eval(), config)
 

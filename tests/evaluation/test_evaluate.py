@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
 
-from atelier.config import load_params
+from atelier.config import Promote, load_params
+from atelier.config.records import FLOOR, Report
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.evaluate import evaluate
-from atelier.evaluation.reports import FLOOR, figures, why_not_comparable
-from atelier.files import folder_digest, read_json
-from atelier.pictures import load_png
+from atelier.evaluation.evaluator import Features, Sample
+from atelier.evaluation.metrics import HIGH, METRICS, Metric, why_not_comparable
+from atelier.evaluation.reference import reference
+from atelier.files import digest, folder_digest, read_json, write_json
+from atelier.pictures import SHEETS, load_sheets, tile
+from atelier.registry.gates import judge
 
 BOTH = {
     *("fd_classifier", "fd_infinity_classifier", "kid_classifier", "class_fd_classifier", "label_agreement"),
@@ -22,27 +33,37 @@ BOTH = {
 VAE = {"elbo", "nll", "reconstruction_mse"}
 
 
-def test_every_figure_has_its_draws_its_floor_and_its_conditions(judged_workspace: Path) -> None:
-    reports = {run: read_json(judged_workspace / f"reports/{run}/metrics.json") for run in ("mnist-cgan", "mnist-cvae")}
+def read_report(root: Path, run: str) -> Report:
+    return Report.read(root / "reports" / run / "metrics.json", "atelier evaluate")
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_every_metric_has_its_draws_its_floor_and_its_conditions(judged_workspace: Path) -> None:
+    reports = {run: read_report(judged_workspace, run) for run in ("mnist-cgan", "mnist-cvae")}
     for run, report in reports.items():
-        found = figures(report)
-        own = {name for name in found if not name.startswith(FLOOR)}
-        assert own == (BOTH | VAE if run == "mnist-cvae" else BOTH)
+        found = report.metrics
+        assert report.measured.keys() == (BOTH | VAE if run == "mnist-cvae" else BOTH)
         # what has no floor is about the model itself, or is taken against the real images already
         assert {name.removeprefix(FLOOR) for name in found if name.startswith(FLOOR)} == BOTH - {
             "label_agreement",
             "nearest_train_ratio",
         }
-        assert all(len(figure["draws"]) == 2 for figure in found.values())
-        assert report["conditions"]["fakes"] == 300
-        assert report["conditions"]["classes"] == "as real"
+        assert all(len(estimate.draws) == 2 for estimate in found.values())
+        assert report.conditions.fakes == 300
+        assert report.conditions.classes == "as real"
+        assert report.conditions.dimensions == {"classifier": 128}
         assert (
-            report["weights_sha256"]
+            report.weights_sha256
             == read_json(judged_workspace / f"models/{run}/config.json")["weights_sha256"]["sampler"]
         )
     for metric in BOTH:
         assert why_not_comparable(reports["mnist-cgan"], reports["mnist-cvae"], metric) is None
-    assert reports["mnist-cvae"]["nll"]["mean"] <= -reports["mnist-cvae"]["elbo"]["mean"]
+    of_vae = reports["mnist-cvae"].metrics
+    assert of_vae["nll"].mean <= -of_vae["elbo"].mean
 
 
 def test_pictures_have_their_rows_and_columns(judged_workspace: Path) -> None:
@@ -50,10 +71,10 @@ def test_pictures_have_their_rows_and_columns(judged_workspace: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         *("interpolation.png", "latent-plane.png", "neighbours.png", "reconstructions.png")
     ]
-    assert load_png(folder / "interpolation.png").shape == (8 * 30 + 2, 10 * 30 + 2, 1)
-    assert load_png(folder / "latent-plane.png").shape == (20 * 28, 20 * 28, 1)
-    assert load_png(folder / "reconstructions.png").shape == (8 * 30 + 2, 10 * 30 + 2, 1)
-    assert load_png(folder / "neighbours.png").shape == (8 * 30 + 2, 6 * 30 + 2, 1)
+    assert size(folder / "interpolation.png") == (10 * 30 + 2, 8 * 30 + 2)
+    assert size(folder / "latent-plane.png") == (20 * 28, 20 * 28)
+    assert size(folder / "reconstructions.png") == (10 * 30 + 2, 8 * 30 + 2)
+    assert size(folder / "neighbours.png") == (6 * 30 + 2, 8 * 30 + 2)
     gan = judged_workspace / "reports/mnist-cgan/pictures"
     assert sorted(path.name for path in gan.iterdir()) == ["interpolation.png", "neighbours.png"]
 
@@ -69,6 +90,95 @@ def test_a_model_of_other_classes_than_the_data_have_is_refused(trained: Path) -
     (trained / "data/prepared/mnist/test-labels.npy").unlink()  # prepared anew, without labels
     with pytest.raises(InputError, match="models/mnist-cvae: was trained with other classes than 'mnist' has now"):
         evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+
+
+def sharpness(sample: Sample, features: Features) -> float:
+    return float(np.abs(np.diff(sample.images.astype(float), axis=2)).mean())
+
+
+def test_a_metric_of_ones_own_is_a_function_and_a_row(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Metric("sharpness", "sharpness", HIGH, "mean step between neighbouring pixels", sharpness)
+    monkeypatch.setitem(METRICS, "sharpness", row)
+    params = load_params(trained / "params.yaml")
+    reference("mnist", params, trained, print)
+    evaluate("mnist-cgan", params, trained, print)
+    report = read_report(trained, "mnist-cgan")
+    assert report.metrics["sharpness"].mean != report.metrics["floor_sharpness"].mean > 0
+    assert why_not_comparable(report, report, "sharpness") is None
+    (gate,) = judge(report, report, Promote(better=["sharpness"]))
+    assert gate.rule.startswith("better than ")
+
+
+def test_few_test_images_are_told(trained: Path) -> None:
+    told = list[str]()
+    params = load_params(trained / "params.yaml", ["evaluate.samples=100", "evaluate.accuracy_kimg=0"])
+    evaluate("mnist-cgan", params, trained, told.append)
+    assert told[-1].startswith("100 fakes are fewer than the 128 dimensions of 'classifier'")
+
+
+def test_pictures_of_training_have_the_images_that_are_measured(judged_workspace: Path) -> None:
+    model = judged_workspace / "models/mnist-cvae"
+    sheets = load_sheets(model / SHEETS, (28, 28, 1), "train again")
+    assert [path.name for path in sorted((model / "pictures").iterdir())] == [f"{seen:09d}.png" for seen, _ in sheets]
+    assert [seen for seen, _ in sheets] == [0, 1000, 1500, 2000]
+    for seen, sheet in sheets:
+        with Image.open(model / "pictures" / f"{seen:09d}.png") as picture:
+            drawn = tile(sheet.reshape(-1, 28, 28, 1), columns=sheet.shape[1])
+            assert (np.asarray(picture) == drawn[..., 0]).all()
+    curve = (judged_workspace / "reports/mnist-cvae/curves/kid_classifier.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in curve] == ["kimg", "0.0", "1.0", "1.5", "2.0"]
+
+
+def other_shape(path: Path) -> bytes:
+    return save({"head.weight": torch.zeros(3, 3)})
+
+
+def cut(path: Path) -> bytes:
+    return path.read_bytes()[:100]
+
+
+@pytest.mark.parametrize("damage", [other_shape, cut])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("classifier.safetensors", "sha256"), ("classifier-test.safetensors", "statistics_sha256")],
+)
+def test_a_damaged_reference_is_one_line_even_with_its_digest(
+    trained: Path, damage: Callable[[Path], bytes], file: str, key: str
+) -> None:
+    path, record = trained / "reference/mnist" / file, trained / "reference/mnist/reference.json"
+    path.write_bytes(damage(path))
+    known = read_json(record)
+    known["extractors"]["classifier"][key] = digest(path)
+    for message in (f"{file}: missing or altered; run 'atelier reference mnist' again", f"{file}: "):
+        with pytest.raises(AtelierError, match=re.escape(message)) as raised:
+            evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+        assert "\n" not in str(raised.value)
+        write_json(record, known)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", b"\x80\x04N."])
+def test_damaged_pictures_of_training_are_one_line(trained: Path, content: bytes) -> None:
+    (trained / "models/mnist-cvae" / SHEETS).write_bytes(content)
+    with pytest.raises(AtelierError, match=r"pictures\.npz: missing or damaged; run 'atelier train mnist-cvae' again"):
+        evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"floor": {"fd_classifier": {"mean": "low"}}},
+        {"extractors": {"classifier": {"sha256": "../../etc"}}},
+        {"nearest_train": 10**400},
+        {"unheard_of": 1},
+    ],
+)
+def test_a_reference_record_that_is_not_ours_is_one_line(trained: Path, change: dict[str, Any]) -> None:
+    path = trained / "reference/mnist/reference.json"
+    write_json(path, read_json(path) | change)
+    with pytest.raises(AtelierError, match=r"reference\.json: (not a reference|its format is another)") as raised:
+        evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.processes

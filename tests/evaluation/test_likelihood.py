@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier.evaluation.likelihood import likelihood_figures
+from atelier.evaluation.likelihood import likelihood_metrics
 from atelier.models.likelihood import Gaussian
 
 VARIANCE = 0.5
@@ -49,17 +49,17 @@ def images() -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (40, 1, 2, 1), dtype=np.uint8)
 
 
-def figures(excess: float, images: Any, samples: int) -> dict[str, float]:
-    return likelihood_figures(LinearVae(excess), images, None, samples, seed=0)  # type: ignore[arg-type]
+def metrics(excess: float, images: Any, samples: int) -> dict[str, float]:
+    return likelihood_metrics(LinearVae(excess), images, None, samples, seed=0)  # type: ignore[arg-type]
 
 
 def test_with_the_exact_posterior_both_are_the_evidence(images: Any) -> None:
-    found = figures(0.0, images, samples=3)
+    found = metrics(0.0, images, samples=3)
     assert found["elbo"] == pytest.approx(evidence(images), rel=1e-5)
     assert found["nll"] == pytest.approx(-evidence(images), rel=1e-5)
 
 
 def test_with_a_wide_posterior_the_bound_is_loose_and_importance_weights_make_up_for_it(images: Any) -> None:
-    found = figures(1.0, images, samples=400)
+    found = metrics(1.0, images, samples=400)
     assert found["elbo"] < evidence(images) - 0.2
     assert found["nll"] == pytest.approx(-evidence(images), abs=0.02)

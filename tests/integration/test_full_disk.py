@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -93,3 +94,19 @@ def test_data_that_were_good_stay(tmp_path: Path, mount: Mount, stage: str) -> N
     assert raised.value.filename == str(root / "data" / stage / "own")
     assert folder_digest(root / "data" / stage / "own") == before
     assert set((root / "data" / stage).iterdir()) == {filler, root / "data" / stage / "own"}
+
+
+@pytest.mark.parametrize("kilobytes", [40, 2500])  # the classifier does not fit, or its statistics
+def test_a_reference_that_does_not_fit_is_one_line(small_mnist: Path, mount: Mount, kilobytes: int) -> None:
+    mount(small_mnist / "reference", kilobytes)
+    command = [sys.executable, "-m", "atelier", "reference", "mnist", "--root", str(small_mnist)]
+    result = subprocess.run(
+        [*command, "--set", "reference.classifier_kimg=1", "--set", "evaluate.accuracy_kimg=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f"atelier: {small_mnist}/reference/mnist: No space left on device"
+    assert "Traceback" not in result.stderr
+    assert list((small_mnist / "reference").iterdir()) == []

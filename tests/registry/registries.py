@@ -11,6 +11,7 @@ from queue import Queue
 from typing import Any
 
 from atelier.config import Promote
+from atelier.config.records import Report
 from atelier.errors import AtelierError
 from atelier.registry.history import alias_version, history_name
 from atelier.registry.lineage import METRICS_TAG
@@ -18,7 +19,7 @@ from atelier.registry.promote import promote, read
 from atelier.tracking import client, ensure_registered_model
 
 
-def report(mean: float, deviation: float = 0.1, **conditions: Any) -> dict[str, Any]:
+def report(mean: float, deviation: float = 0.1, **conditions: Any) -> Report:
     """A report of one metric, as `atelier evaluate` writes it."""
     conditions = {
         "fakes": 100,
@@ -29,14 +30,15 @@ def report(mean: float, deviation: float = 0.1, **conditions: Any) -> dict[str, 
         "real_images_sha256": "a" * 64,
         "extractors": {"classifier": "b" * 64},
     } | conditions
-    return {"fd_classifier": {"mean": mean, "deviation": deviation, "draws": []}, "conditions": conditions}
+    estimate = {"mean": mean, "deviation": deviation, "draws": [mean]}
+    return Report.model_validate({"fd_classifier": estimate, "conditions": conditions, "weights_sha256": "d" * 64})
 
 
-def add_version(root: Path, name: str, metrics: dict[str, Any] | None) -> int:
+def add_version(root: Path, name: str, metrics: Report | None) -> int:
     """Register a version that bears these figures."""
     mlflow_client = client(root)
     ensure_registered_model(mlflow_client, name)
-    tags = {METRICS_TAG: json.dumps(metrics)} if metrics is not None else {}
+    tags = {METRICS_TAG: json.dumps(metrics.model_dump(mode="json"))} if metrics is not None else {}
     version = mlflow_client.create_model_version(name, "s3://nowhere/model", tags=tags, await_creation_for=0)
     return int(version.version)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from atelier import __version__
-from atelier.cli.options import require_root, root_option, say, with_params
+from atelier.cli.options import require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample
 from atelier.errors import AtelierError, is_out_of_memory
@@ -95,7 +96,8 @@ def evaluate(run: str, params: Params, root: Path) -> None:
     params.require_extractors()
     from atelier.evaluation.evaluate import evaluate
 
-    print(evaluate(run, params, root, say))
+    if (target := evaluate(run, params, root, say)) is not None:  # None on a rank that does not write
+        print(target)
 
 
 @app.command()
@@ -115,7 +117,7 @@ def compare(params: Params, root: Path) -> None:
     """Write the report over all runs and print its table."""
     from atelier.evaluation.compare import compare
 
-    compare(params, root, print)
+    compare(params, root, show)
 
 
 @app.command()
@@ -205,7 +207,7 @@ def main() -> Any:
     try:
         return app(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        say(error.format_message())
+        print(error.format_message(), file=sys.stderr)  # the help, of many lines
         return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "atelier"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atelier.errors import InputError
+from atelier.errors import InputError, shown
 
 if TYPE_CHECKING:
     from atelier.config import Params
@@ -67,5 +67,10 @@ def load(root: Path, params_file: Path, overrides: tuple[str, ...]) -> Params:
 
 
 def say(message: str) -> None:
-    """Tell the person, on standard error: standard output holds results only."""
-    print(message, file=sys.stderr, flush=True)
+    """Tell the person one line, on standard error: standard output holds results only."""
+    print(shown(message), file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """Print a line of a result, on standard output."""
+    print(shown(line), flush=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 
 from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.config.reading import apply_override, convert, nearest, read_yaml
@@ -17,6 +17,14 @@ from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNeg
 
 # keys of a recipe without effect while that other key is "none"
 TUNES = {"lr_hold": "lr_decay", "penalty_weight": "penalty", "penalty_every": "penalty"}
+CLASSIFIER, LITE0, INCEPTION = EXTRACTORS = ("classifier", "lite0", "inception")
+AUTO = "auto"  # the classifier where the data set has labels, lite0 where it has none
+
+
+def _is_extractor(name: str) -> str:
+    if name not in (AUTO, *EXTRACTORS):
+        raise ValueError(f"cannot be {name!r}{nearest(name, (AUTO, *EXTRACTORS))}")
+    return name
 
 
 class Section(Checked):
@@ -63,8 +71,7 @@ class Train(Section):
 class Evaluate(Section):
     """How a model is judged."""
 
-    # auto: the classifier where the data set has labels, lite0 where it has none; []: models are not judged
-    extractors: list[Literal["auto", "classifier", "lite0", "inception"]] = ["auto"]
+    extractors: list[Annotated[str, AfterValidator(_is_extractor)]] = [AUTO]  # []: models are not judged
     samples: Annotated[int, Field(ge=100, lt=2**31)] = 10_000
     draws: Annotated[int, Field(ge=2, le=1000)] = 3  # independent samples, for a mean and a standard deviation
     seed: Seed = 0
@@ -162,12 +169,12 @@ class Params(Section):
         return _describe(name, self.prepare.sets, "params.yaml: prepare.sets")
 
     def automatic_extractor(self, dataset: str) -> str:
-        """What `auto` in `evaluate.extractors` is for a data set: `classifier` if it has labels, else `lite0`."""
-        return "classifier" if self.dataset(dataset).class_names else "lite0"
+        """What `auto` in `evaluate.extractors` is for a data set."""
+        return CLASSIFIER if self.dataset(dataset).class_names else LITE0
 
     def extractors(self, dataset: str) -> list[str]:
         """The extractors that models of a data set are judged by, each once; empty if they are not judged."""
-        chosen = [self.automatic_extractor(dataset) if x == "auto" else x for x in self.evaluate.extractors]
+        chosen = [self.automatic_extractor(dataset) if x == AUTO else x for x in self.evaluate.extractors]
         return list(dict.fromkeys(chosen))
 
     def require_extractors(self) -> None:
@@ -198,10 +205,10 @@ def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
             raise InputError(f"{where}: '{dataset}' is listed twice; remove one")
         if dataset not in DATASETS and dataset not in params.ingest.paths:
             raise InputError(f"{file.name}: ingest.paths.{dataset}: missing; add the folder or archive of its pictures")
-        if "classifier" in params.evaluate.extractors and not info.class_names:
+        if CLASSIFIER in params.evaluate.extractors and not info.class_names:
             raise InputError(
-                f"{file.name}: evaluate.extractors: 'classifier' needs labels and '{dataset}' has none; "
-                "choose 'auto' or 'lite0', or [] to train without judging"
+                f"{file.name}: evaluate.extractors: '{CLASSIFIER}' needs labels and '{dataset}' has none; "
+                f"choose '{AUTO}' or '{LITE0}', or [] to train without judging"
             )
     for dataset in params.ingest.paths:
         _describe(dataset, sets, f"{file.name}: ingest.paths.{dataset}", file.name)

@@ -6,19 +6,30 @@ another format, is one line, and nothing behind it meets a value that it does no
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from atelier.config.reading import sentence
 from atelier.errors import AtelierError, InputError
 from atelier.files import write_json
 from atelier.models import MODELS, DataRange, ImageShape, Model
-from atelier.models.recipe import Checked, Count, CountOrNone, Recipe
+from atelier.models.recipe import Checked, Count, CountOrNone, NotNegative, Recipe, Seed
 
 LIMIT_BYTES = 64 << 20  # no honest record is larger
+FLOOR = "floor_"  # before a metric's name: what real training images get in place of fakes
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, '-' and '_'")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
 Channels = Annotated[int, Field(ge=1, le=4)]
@@ -177,3 +188,104 @@ class ModelConfig(Record):
     def sampler_sha256(self) -> str:
         """The digest of the weights that images are drawn with; empty before they are written."""
         return self.weights_sha256.get("sampler", "")
+
+
+class Estimate(Checked):
+    """A metric over independent draws: their mean, their sample standard deviation, and the values themselves."""
+
+    mean: float
+    deviation: NotNegative
+    draws: Annotated[list[float], Field(min_length=1)]
+
+
+class Conditions(Checked):
+    """What a report was measured against and with; None where a report of an older atelier does not say."""
+
+    fakes: Count  # images per draw
+    classes: Literal["as real"] | None = None  # in what proportions a conditional model is asked for them
+    draws: Count
+    seed: Seed  # of the first draw
+    real: Count  # images
+    real_split: Literal["train", "test"]
+    real_images_sha256: Sha256  # of the prepared array
+    floor_images: Count | None = None  # training images per draw of the floor
+    extractors: Annotated[dict[Name, Sha256], Field(min_length=1)]  # and the digest of its weights
+    dimensions: dict[Name, Count] = {}  # of the features of each extractor
+    # parameters of `evaluate` that single metrics depend on
+    manifold_samples: CountOrNone | None = None
+    accuracy_kimg: NotNegative | None = None
+    memorisation_samples: CountOrNone | None = None
+    likelihood_images: CountOrNone | None = None
+    likelihood_samples: Count | None = None
+
+
+class Report(Record):
+    """`metrics.json` of a report: every metric and its floor, and under which conditions they were measured."""
+
+    what: ClassVar = "a report"
+
+    metrics: dict[str, Estimate]  # in the file each is a key beside those below
+    format: Literal[1] = 1
+    conditions: Conditions
+    weights_sha256: Sha256  # of the sampler
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "metrics" in value:
+            return value
+        own = {key: value[key] for key in cls.model_fields if key in value}
+        return own | {"metrics": {key: value[key] for key in value if key not in own}}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        return {**values.pop("metrics"), **values}
+
+    @field_validator("metrics")
+    @classmethod
+    def _have_plain_names(cls, metrics: dict[str, Estimate]) -> dict[str, Estimate]:
+        for name in metrics:
+            if not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of a metric")
+        return metrics
+
+    @property
+    def measured(self) -> dict[str, Estimate]:
+        """The metrics of the model, without those of the floor."""
+        return {name: value for name, value in self.metrics.items() if not name.startswith(FLOOR)}
+
+    @property
+    def extractor(self) -> str:
+        """The first one, whose metrics lead."""
+        return next(iter(self.conditions.extractors))
+
+    def floor(self, metric: str) -> Estimate | None:
+        """What real training images get, if that was measured."""
+        return self.metrics.get(FLOOR + metric)
+
+
+class ExtractorRecord(Checked):
+    """The real test images in one extractor."""
+
+    sha256: Sha256  # of its weights
+    dimensions: Count
+    real: Annotated[int, Field(ge=2, lt=2**31)]  # images
+    statistics_sha256: Sha256
+    test_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None  # of a classifier
+    real_by_class: list[CountOrNone] = []
+    real_split: Literal["test"] = "test"
+    real_images_sha256: Sha256
+
+
+class ReferenceRecord(Record):
+    """`reference.json` of a data set: by which extractors models are judged, and what a perfect one would get."""
+
+    what: ClassVar = "a reference"
+
+    format: Literal[1] = 1
+    dataset: Name
+    extractors: dict[Name, ExtractorRecord]
+    floor: dict[str, Estimate]  # by metric, of real training images in place of fakes
+    floor_images: Count  # of them per draw
+    nearest_train: NotNegative | None  # median distance of a test image to its nearest training image

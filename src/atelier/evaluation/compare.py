@@ -8,36 +8,91 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import math
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from atelier.config import Params
-from atelier.config.records import ModelConfig
-from atelier.errors import InputError
-from atelier.evaluation.charts import curves_svg, over_training_svg
-from atelier.evaluation.narrative import narrative, speed
-from atelier.evaluation.reports import FLOOR, figures, higher_is_better, metric_name
+import numpy as np
+
+from atelier.config import Params, Run
+from atelier.config.records import ModelConfig, Report
+from atelier.errors import AtelierError, InputError
+from atelier.evaluation.metrics import cautions, find_metric, metric_name
+from atelier.evaluation.narrative import narrative, speed, with_deviation
 from atelier.files import digest_of, read_json, to_json, write_atomic, write_json
-from atelier.journal import read_journal, record_folder
+from atelier.journal import read_curves, read_journal, record_folder
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+Curves = dict[str, list[tuple[float, float]]]
 PICTURES = {
-    "grid.png": "Samples, a row a class if it knows classes: the first ones, not chosen.",
+    "grid.png": "Samples, a row per class if it knows classes: the first ones, not chosen.",
     "training.gif": "Training, from latents that stay the same.",
     "pictures/interpolation.png": "Between two latents, from left to right.",
     "pictures/latent-plane.png": "Over the plane of the two latent dimensions that matter most; first class.",
     "pictures/reconstructions.png": "Test images, and below each what the VAE makes of it.",
     "pictures/neighbours.png": "The samples nearest to a training image (left), and the images they are near to.",
 }
-
-
+ARROWS = {"low": "↓", "high": "↑"}
 # fills the places of the page that are named in it
-LOCAL = """const local = {values};
+LOCAL = """const texts = {texts};
+const charts = {charts};
 for (const place of document.querySelectorAll("[data-local]")) {{
-  if (place.dataset.local in local) place.innerHTML = local[place.dataset.local];
+  const name = place.dataset.local;
+  if (name in texts) place.textContent = texts[name];
+  if (name in charts) place.innerHTML = charts[name];
 }}
 """
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the page says of one run.
+
+    Attributes:
+        run: as params.yaml has it by now.
+        place: its name in `local.js`.
+        recipe: that it was trained by.
+        report: its metrics.
+        timing: the record of its training times; empty if it was trained elsewhere.
+        over_training: kimg, and kernel distance of the pictures drawn then.
+        megabytes: size of the sampler.
+        uri: of the registered version; None if it was registered elsewhere.
+        pictures: a caption and a data URI of each.
+        curves: charts of its journal.
+    """
+
+    run: Run
+    place: str
+    recipe: dict[str, Any]
+    report: Report
+    timing: list[dict[str, float]]
+    over_training: list[tuple[float, float]]
+    megabytes: float
+    uri: str | None
+    pictures: list[tuple[str, str]]
+    curves: list[Markup]
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.run.name
+
+    @property
+    def kimg(self) -> float:
+        """That it was trained for."""
+        kimg: float = self.recipe["kimg"]
+        return kimg
+
+    @property
+    def seconds(self) -> float:
+        """That it was trained for; 0 if unknown."""
+        return self.timing[-1]["seconds"] if self.timing else 0.0
 
 
 def compare(params: Params, root: Path, say: Callable[[str], None]) -> Path:
@@ -45,79 +100,84 @@ def compare(params: Params, root: Path, say: Callable[[str], None]) -> Path:
 
     Raises:
         InputError: if a run has no report yet.
+        AtelierError: if a file of it is damaged.
     """
-    runs = [_collect(name, params, root) for name in params.runs]
-    summary = {run["name"]: {key: run[key] for key in ("dataset", "model", "kimg", "metrics")} for run in runs}
+    runs = [_collect(params.run(name), root) for name in params.runs]
+    summary = {
+        run.name: {
+            "dataset": run.run.dataset,
+            "model": run.run.model,
+            "kimg": run.kimg,
+            "metrics": run.report.model_dump(mode="json"),
+        }
+        for run in runs
+    }
     write_json(root / "reports" / "summary.json", summary)
-    datasets = list(dict.fromkeys(run["dataset"] for run in runs))
-    sections = [_of_dataset([run for run in runs if run["dataset"] == dataset]) for dataset in datasets]
-    local = {key: value for section in sections for key, value in _local(section).items()}
-    write_atomic(root / "reports" / "local.js", LOCAL.format(values=to_json(local).rstrip()))
+    datasets = list(dict.fromkeys(run.run.dataset for run in runs))
+    sections = [_of_dataset([run for run in runs if run.run.dataset == dataset]) for dataset in datasets]
+    texts, charts = dict[str, str](), dict[str, str]()
+    for section in sections:
+        _add_local(section, texts, charts)
+    local = LOCAL.format(texts=to_json(texts).rstrip(), charts=to_json(charts).rstrip())
+    write_atomic(root / "reports" / "local.js", local)
     target = root / "reports" / "index.html"
     write_atomic(target, _render(params.compare.title, sections))
     for line in results_table(runs):
         say(line)
+    for section in sections:
+        for caution in section["cautions"]:
+            say(f"{section['title']}: {caution}")
     say(f"report: {target}")
     return target
 
 
-def results_table(runs: list[dict[str, Any]]) -> list[str]:
-    """The figures of each run as lines of text, columns aligned: a column a kind of distance."""
-    distances = list(dict.fromkeys(metric for run in runs for metric in run["distances"]))
+def results_table(runs: list[Compared]) -> list[str]:
+    """The metrics of each run as lines of text, columns aligned: one column per kind of distance."""
+    distances = list(
+        dict.fromkeys(metric_name("fd", name) for run in runs for name in run.report.conditions.extractors)
+    )
     rows = [("run", *distances, "floor", "label agreement", "kimg", "training", "registered as")]
-    rows += [
-        (
-            run["name"],
-            *(with_deviation(run["metrics"].get(metric)) for metric in distances),
-            with_deviation(run["metrics"][FLOOR + run["distances"][0]]),
-            f"{run['metrics']['label_agreement']['mean']:.2%}" if "label_agreement" in run["metrics"] else "–",
-            f"{run['kimg']:g}",
-            f"{run['seconds']:.0f} s" if run["seconds"] else "–",
-            run["uri"] or "–",
+    for run in runs:
+        metrics = run.report.metrics
+        agreement = metrics.get("label_agreement")
+        rows.append(
+            (
+                run.name,
+                *(with_deviation(metrics.get(metric)) for metric in distances),
+                with_deviation(run.report.floor(metric_name("fd", run.report.extractor))),
+                f"{agreement.mean:.2%}" if agreement else "–",
+                f"{run.kimg:g}",
+                f"{run.seconds:.0f} s" if run.seconds else "–",
+                run.uri or "–",
+            )
         )
-        for run in runs
-    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _collect(name: str, params: Params, root: Path) -> dict[str, Any]:
-    """What the report says of one run."""
-    run = params.run(name)
-    report, model = root / "reports" / name, root / "models" / name
-    for path, stage in (
-        (report / "metrics.json", "evaluate"),
-        (model / "config.json", "train"),
-        (root / "registry" / f"{name}.json", "register"),
-    ):
-        if not path.is_file():
-            raise InputError(f"{path}: missing; run 'atelier {stage} {name}' first")
+def _collect(run: Run, root: Path) -> Compared:
+    folder, model, registered = root / "reports" / run.name, root / "models" / run.name, root / "registry"
     # what was trained, not what params.yaml says by now
-    recipe = ModelConfig.read(model / "config.json", f"atelier train {name}").recipe.model_dump()
-    metrics = read_json(report / "metrics.json")
-    registered = read_json(root / "registry" / f"{name}.json")
-    record = record_folder(root, name, metrics["weights_sha256"])
-    timing = read_journal(record / "timing.jsonl")
-    extractors = list(metrics["conditions"]["extractors"])
-    return {
-        "name": name,
-        "place": f"{name} {metrics['weights_sha256'][:16]}",
-        "dataset": run.dataset,
-        "dataset_title": run.info.title,
-        "model": run.model,
-        "source": run.entry.source,
-        "kimg": recipe["kimg"],
-        "recipe": recipe,
-        "metrics": metrics,
-        "distances": [metric_name("fd", extractor) for extractor in extractors],
-        "seconds": timing[-1]["seconds"] if timing else 0.0,
-        "timing": timing,
-        "over_training": _read_curve(report / "curves" / f"{metric_name('kid', extractors[0])}.csv"),
-        "megabytes": (model / "sampler.safetensors").stat().st_size / 1e6,
-        "uri": _version(record / "version.json", registered),
-        "pictures": _pictures(report),
-        "curves": curves_svg(read_journal(model / "journal.jsonl")),
-    }
+    config = ModelConfig.read(model / "config.json", f"atelier train {run.name}")
+    report = Report.read(folder / "metrics.json", f"atelier evaluate {run.name}")
+    entry = registered / f"{run.name}.json"
+    if not entry.is_file():
+        raise InputError(f"{entry}: missing; run 'atelier register {run.name}' first")
+    record = record_folder(root, run.name, report.weights_sha256)
+    return Compared(
+        run=run,
+        place=f"{run.name} {report.weights_sha256[:16]}",
+        recipe=config.recipe.model_dump(),
+        report=report,
+        timing=read_journal(record / "timing.jsonl"),
+        over_training=_read_curve(folder / "curves" / f"{metric_name('kid', report.extractor)}.csv", run.name),
+        megabytes=(model / "sampler.safetensors").stat().st_size / 1e6,
+        uri=_version(record / "version.json", read_json(entry)),
+        pictures=[
+            (caption, _data_uri(folder / name)) for name, caption in PICTURES.items() if (folder / name).is_file()
+        ],
+        curves=curves_svg(read_curves(model / "journal.jsonl")),
+    )
 
 
 def _version(path: Path, registered: dict[str, Any]) -> str | None:
@@ -126,67 +186,80 @@ def _version(path: Path, registered: dict[str, Any]) -> str | None:
     return found["uri"] if registered.items() <= found.items() else None
 
 
-def _read_curve(path: Path) -> list[tuple[float, float]]:
+def _read_curve(path: Path, run: str) -> list[tuple[float, float]]:
     """kimg and value of each line."""
-    with path.open(newline="") as file:
-        return [(float(kimg), float(value)) for kimg, value in list(csv.reader(file))[1:]]
+    try:
+        with path.open(newline="") as file:
+            curve = [(float(kimg), float(value)) for kimg, value in list(csv.reader(file))[1:]]
+        if curve and all(math.isfinite(number) for line in curve for number in line):
+            return curve
+    except (OSError, ValueError, csv.Error):
+        pass
+    raise AtelierError(f"{path}: missing or damaged; run 'atelier evaluate {run}' again")
 
 
-def _pictures(report: Path) -> list[tuple[str, str]]:
-    """A caption and a data URI for each picture of a run, in the order of the page."""
-    return [(caption, _data_uri(report / name)) for name, caption in PICTURES.items() if (report / name).is_file()]
+def _data_uri(path: Path) -> str:
+    kind = path.suffix.removeprefix(".")
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _of_dataset(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the page says of one data set: text, a table of figures, and how the distance fell."""
-    metrics = list(
-        dict.fromkeys(name for run in runs for name in figures(run["metrics"]) if not name.startswith(FLOOR))
-    )
-    rows = [
-        {
-            "metric": metric,
-            "higher_is_better": higher_is_better(metric),
-            "values": [run["metrics"].get(metric) for run in runs],
-            "floor": next((run["metrics"][FLOOR + metric] for run in runs if FLOOR + metric in run["metrics"]), None),
-        }
-        for metric in metrics
-    ]
-    goal = max(run["over_training"][-1][1] for run in runs)
+def _of_dataset(runs: list[Compared]) -> dict[str, Any]:
+    """What the page says of one data set: text, a table of metrics, and how the distance fell."""
+    reports = {run.name: run.report for run in runs}
+    rows, glossary = [], dict[str, str]()
+    for name in dict.fromkeys(name for report in reports.values() for name in report.measured):
+        found = find_metric(name)
+        if found is not None:
+            metric, _ = found
+            glossary[metric.kind] = f"{metric.title}: {metric.explanation}"
+        values = [report.metrics.get(name) for report in reports.values()]
+        floor = next((floor for report in reports.values() if (floor := report.floor(name))), None)
+        arrow = ARROWS.get(found[0].better, f"→ {found[0].better}") if found else ""
+        rows.append({"metric": name, "arrow": arrow, "values": values, "floor": floor})
+    goal = max(run.over_training[-1][1] for run in runs)
+    conditions = runs[0].report.conditions
     return {
-        "title": runs[0]["dataset_title"],
-        "place": digest_of("".join(run["place"] for run in runs).encode())[:16],
+        "title": runs[0].run.info.title,
+        "place": digest_of("".join(run.place for run in runs).encode())[:16],
         "runs": runs,
-        "text": narrative(runs),
+        "text": narrative(reports),
+        "cautions": list(dict.fromkeys(caution for run in runs for caution in cautions(run.report.conditions))),
         "rows": rows,
-        "conditions": runs[0]["metrics"]["conditions"],
+        "glossary": glossary,
+        "conditions": conditions,
         "goal": goal,
-        "goal_metric": metric_name("kid", next(iter(runs[0]["metrics"]["conditions"]["extractors"]))),
+        "goal_metric": metric_name("kid", runs[0].report.extractor),
         "reached": [_reached(run, goal) for run in runs],
-        "over_training": over_training_svg(runs, goal, "kimg"),
+        "over_training": over_training_svg({run.name: run.over_training for run in runs}, goal, "kimg"),
     }
 
 
-def _local(section: dict[str, Any]) -> dict[str, str]:
-    """What of a section is so in this workspace alone, as HTML, by the name of its place in the page."""
-    found = {f"{run['place']} version": run["uri"] for run in section["runs"] if run["uri"]}
-    timed = [run for run in section["runs"] if run["timing"]]
+def _add_local(section: dict[str, Any], texts: dict[str, str], charts: dict[str, str]) -> None:
+    """Add what of a section is so in this workspace alone, by the name of its place in the page."""
+    texts |= {f"{run.place} version": run.uri for run in section["runs"] if run.uri}
+    timed: list[Compared] = [run for run in section["runs"] if run.seconds]
     for run in timed:
-        found[f"{run['place']} seconds"] = f", {run['seconds']:.0f} s"
-        found[f"{run['place']} speed"] = f"{1000 * run['kimg'] / run['seconds']:,.0f} images/s"
+        texts[f"{run.place} seconds"] = f", {run.seconds:.0f} s"
+        texts[f"{run.place} speed"] = f"{1000 * run.kimg / run.seconds:,.0f} images/s"
         kimg = _reached(run, section["goal"])
-        seconds = next((line["seconds"] for line in run["timing"] if line["kimg"] >= kimg), None)
+        seconds = next((line["seconds"] for line in run.timing if line["kimg"] >= kimg), None)
         if seconds is not None:
-            found[f"{section['place']} {run['place']}"] = f", {seconds:.0f} s"
+            texts[f"{section['place']} {run.place}"] = f", {seconds:.0f} s"
     if timed:
-        found[f"{section['place']} speed"] = speed(timed)
-        found[f"{section['place']} chart"] = over_training_svg(timed, section["goal"], "seconds")
-    return found
+        texts[f"{section['place']} speed"] = speed([(run.name, run.seconds, run.kimg) for run in timed])
+        curves = {run.name: [(_seconds_at(run, kimg), value) for kimg, value in run.over_training] for run in timed}
+        charts[f"{section['place']} chart"] = over_training_svg(curves, section["goal"], "seconds")
 
 
-def _reached(run: dict[str, Any], goal: float) -> float:
+def _reached(run: Compared, goal: float) -> float:
     """After how many kimg a run was as near as `goal` for the first time."""
-    first: float = next(kimg for kimg, value in run["over_training"] if value <= goal)
-    return first
+    return next(kimg for kimg, value in run.over_training if value <= goal)
+
+
+def _seconds_at(run: Compared, kimg: float) -> float:
+    """Seconds of training when `kimg` had been seen, between the lines of the record."""
+    seen, seconds = ([0.0, *(line[key] for line in run.timing)] for key in ("kimg", "seconds"))
+    return float(np.interp(kimg, seen, seconds))
 
 
 def _render(title: str, sections: list[dict[str, Any]]) -> str:
@@ -203,18 +276,46 @@ def _render(title: str, sections: list[dict[str, Any]]) -> str:
     return str(environment.get_template("report.html.j2").render(title=title, sections=sections))
 
 
-def with_deviation(value: dict[str, Any] | None) -> str:
-    """Mean ± standard deviation, to the digit that the deviation leaves certain."""
-    if value is None:
-        return "–"
-    if value["deviation"] == 0:  # the same in each draw
-        return f"{value['mean']:.3g}"
-    digits = 2 if abs(value["mean"]) < 1000 else 0
-    if value["deviation"] < 1:
-        digits = min(max(digits, -math.floor(math.log10(value["deviation"]))), 5)
-    return f"{value['mean']:.{digits}f} ± {value['deviation']:.{digits}f}"
+def curves_svg(curves: Curves) -> list[Markup]:
+    """Every metric of a journal over kimg: losses and bounds in one chart, shares between 0 and 1 in another."""
+    groups: tuple[Curves, Curves] = {}, {}
+    for name, curve in curves.items():
+        groups[all(0 <= value <= 1 for _, value in curve)][name.replace("_", " ")] = curve
+    return [_svg(group, "kimg") for group in groups if group]
 
 
-def _data_uri(path: Path) -> str:
-    kind = path.suffix.removeprefix(".")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def over_training_svg(curves: Curves, goal: float, unit: str) -> Markup:
+    """The distance of each run over kimg or seconds, on a logarithmic scale."""
+
+    def adorn(axis: Any) -> None:
+        axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_yscale("symlog", linthresh=max(abs(goal), 1e-6))
+
+    return _svg(curves, unit, adorn)
+
+
+def _svg(curves: Curves, x_label: str, adorn: Callable[[Any], None] = lambda axis: None) -> Markup:
+    """A chart that stands in the page."""
+    import matplotlib
+    from markupsafe import Markup
+
+    matplotlib.use("Agg")
+    # else equal curves are unequal bytes; and a name with $ would be a formula
+    matplotlib.rcParams |= {"svg.hashsalt": "atelier", "text.parse_math": False}
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(4.2, 2.8))
+    for name, points in curves.items():
+        axis.plot(*zip(*points, strict=True), label=name.lstrip("_"))  # an underscore would hide it
+    adorn(axis)
+    axis.set_xlabel(x_label)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    svg = buffer.getvalue()
+    # letters are drawn as shapes; the comments beside them repeat the text
+    return Markup(re.sub("<!--.*?-->\n?", "", svg[svg.index("<svg") :], flags=re.DOTALL))

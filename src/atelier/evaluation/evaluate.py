@@ -6,26 +6,22 @@ Started by `torchrun`, the ranks share the drawing and the extracting; the first
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from atelier.config import Evaluate, Params
+from atelier.config.records import FLOOR, Conditions, Report
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.errors import InputError
-from atelier.evaluation.classifier import accuracy_score
-from atelier.evaluation.draws import chunks, draw_in_order, labels_like
-from atelier.evaluation.judge import Judge, Judgement, Labels, combined, over_draws
-from atelier.evaluation.likelihood import TrainedVae, likelihood_figures
-from atelier.evaluation.memorisation import Nearest, nearest_training_images
+from atelier.evaluation.evaluator import Features, Sample, chunks, draw_in_order, labels_like, over_draws
+from atelier.evaluation.likelihood import TrainedVae
+from atelier.evaluation.metrics import cautions, metric_name
+from atelier.evaluation.neighbours import Nearest, nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
-from atelier.evaluation.report_files import write_over_training, write_pictures, write_plots
-from atelier.evaluation.reports import FLOOR, metric_name
-from atelier.files import atomic_directory, write_json
-from atelier.journal import read_journal
-from atelier.pictures import Images
+from atelier.evaluation.report_files import ByClass, write_curves, write_pictures
+from atelier.files import atomic_directory
+from atelier.pictures import SHEETS, Images, Labels, load_sheets
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
 from atelier.sampler import Sampler
@@ -34,72 +30,70 @@ KEPT_FAKES = 10_000  # for what needs the images themselves, at most
 NEIGHBOURS = 5  # training images shown beside a fake
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One independent sample, judged: the first fakes of it, and their nearest training images if asked for."""
+def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path | None:
+    """Judge a trained run and write its report; `atelier.config.records.Report` is its `metrics.json`.
 
-    judgement: Judgement
-    fakes: Images
-    nearest: Nearest | None
-
-
-def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
-    """Judge a trained run and write its report: see `atelier.evaluation.reports` for `metrics.json`.
+    Returns:
+        The report's folder; None on ranks that do not write.
 
     Raises:
         InputError: if the model or the reference is missing, or the data have other classes than the model.
         AtelierError: if one of them is not what its digest says.
     """
     with join_ranks() as ranks:
-        target = _evaluate(run_name, params, root, ranks, say)
-    if not ranks.is_writer:
-        raise SystemExit(0)  # the result is the writer's to tell
-    return target
+        return _evaluate(run_name, params, root, ranks, say)
 
 
-def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path:
+def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
     run, settings = params.run(run_name), params.evaluate
     model_folder = root / "models" / run_name
     sampler = Sampler.load(model_folder)
     reference = load_reference(root, run.dataset, params.extractors(run.dataset))
     vae = TrainedVae.load(sampler, model_folder)
+    shape = sampler.config.height, sampler.config.width, sampler.config.channels
+    sheets = load_sheets(model_folder / SHEETS, shape, f"run 'atelier train {run_name}' again")
     train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
     asked: Labels | None = None
     if sampler.class_names:
-        if test.labels is None or sampler.class_names != list(params.dataset(run.dataset).class_names):
+        if test.labels is None or sampler.class_names != list(run.info.class_names):
             raise InputError(
                 f"models/{run_name}: was trained with other classes than '{run.dataset}' has now; train it again"
             )
         asked = labels_like(test.labels, len(sampler.class_names), settings.samples)
     else:
         test = PreparedSplit(test.images, None)
-    target = root / "reports" / run_name
 
-    judgements, figures = list[Judgement](), list[dict[str, float]]()
+    metrics, classes = list[dict[str, float]](), ByClass(sampler.class_names, asked)
     neighbours: tuple[Images, Images, Nearest] | None = None  # of the first draw
     for number in range(settings.draws):
-        draw = _draw(sampler, asked, reference, train, settings, number, ranks)
-        if ranks.is_writer:
-            judgements.append(draw.judgement)
-            figures.append(_figures(draw, asked, reference, test, vae, settings, settings.seed + number))
-            if number == 0 and draw.nearest is not None:
-                neighbours = draw.fakes[: settings.memorisation_samples], train.images, draw.nearest
+        sample = _draw(sampler, asked, reference, train, test, settings, number, ranks)
+        if sample is not None:
+            sample.vae = vae
+            metrics.append(sample.metrics())
+            classes.add(sample)
+            if number == 0 and sample.nearest is not None:
+                neighbours = sample.images[: settings.memorisation_samples], train.images, sample.nearest
     if not ranks.is_writer:
-        return target
+        return None
 
-    metrics: dict[str, Any] = over_draws(figures)
-    metrics |= {FLOOR + name: value for name, value in reference.floor.items()}
-    metrics["conditions"] = _conditions(reference, settings)
-    metrics["weights_sha256"] = sampler.config.sampler_sha256
+    report = Report(
+        metrics=over_draws(metrics) | {FLOOR + name: value for name, value in reference.record.floor.items()},
+        conditions=_conditions(reference, settings),
+        weights_sha256=sampler.config.sampler_sha256,
+    )
+    target = root / "reports" / run_name
     with atomic_directory(target) as folder:
-        write_json(folder / "metrics.json", metrics)
-        write_plots(folder, read_journal(model_folder / "journal.jsonl"), asked, sampler.class_names, judgements)
-        write_over_training(folder, model_folder, sampler.config, reference.reals[0])
-        write_pictures(folder, model_folder, sampler, settings.seed, vae, test, neighbours)
+        report.write(folder / "metrics.json")
+        write_curves(folder, model_folder / "journal.jsonl", sheets, reference.reals[0])
+        classes.write(folder)
+        write_pictures(folder, sheets, sampler, settings.seed, vae, test, neighbours)
     for real in reference.reals:
         metric = metric_name("fd", real.extractor.name)
-        distance, least = metrics[metric], metrics[FLOOR + metric]
-        say(f"{metric} {distance['mean']:.2f} ± {distance['deviation']:.2f} (floor {least['mean']:.2f})")
+        distance, floor = report.metrics[metric], report.floor(metric)
+        beside = f" (floor {floor.mean:.2f})" if floor else ""
+        say(f"{metric} {distance.mean:.2f} ± {distance.deviation:.2f}{beside}")
+    for caution in cautions(report.conditions):
+        say(caution)
     return target
 
 
@@ -108,70 +102,47 @@ def _draw(
     asked: Labels | None,
     reference: Reference,
     train: PreparedSplit,
+    test: PreparedSplit,
     settings: Evaluate,
     number: int,
     ranks: Ranks,
-) -> Draw:
+) -> Sample | None:
+    """One independent sample; None on ranks that do not write."""
+    features = [Features(real, settings.manifold_samples) for real in reference.reals]
     extractors = [real.extractor for real in reference.reals]
-    judges = [Judge(real, settings.manifold_samples) for real in reference.reals]
-    stream = draw_in_order(sampler, extractors, settings.samples, settings.seed + number, asked, ranks)
+    seed = settings.seed + number
+    stream = draw_in_order(sampler, extractors, settings.samples, seed, asked, ranks)
     kept, position = list[Images](), 0
     for images, extracted in watch(stream, chunks(settings.samples), f"draw {number + 1}", "batch"):
         if not ranks.is_writer:
             continue
         labels = None if asked is None else asked[position : position + len(images)]
-        for judge, part in zip(judges, extracted, strict=True):
-            judge.update(part, labels)
+        for one, part in zip(features, extracted, strict=True):
+            one.update(part, labels)
         if position < KEPT_FAKES:
             kept.append(images)
         position += len(images)
     if not ranks.is_writer:
-        return Draw(Judgement({}), np.empty(0, np.uint8), None)
-    fakes = np.concatenate(kept)
-    count = min(settings.memorisation_samples, len(fakes))
-    nearest = nearest_training_images(fakes[:count], train.images, NEIGHBOURS) if count else None
-    return Draw(combined([judge.judgement() for judge in judges]), fakes, nearest)
+        return None
+    sample = Sample(features, np.concatenate(kept), asked, settings, seed, test, drawn=True)
+    if settings.memorisation_samples:
+        wanted = sample.images[: settings.memorisation_samples]
+        sample.nearest = nearest_training_images(wanted, train.images, NEIGHBOURS)
+        sample.nearest_of_test = reference.record.nearest_train
+    return sample
 
 
-def _figures(
-    draw: Draw,
-    asked: Labels | None,
-    reference: Reference,
-    test: PreparedSplit,
-    vae: TrainedVae | None,
-    settings: Evaluate,
-    seed: int,
-) -> dict[str, float]:
-    """All figures of a draw, by metric."""
-    figures = dict(draw.judgement.figures)
-    if asked is not None and len(draw.judgement.recognised):
-        figures["label_agreement"] = float(np.mean(asked == draw.judgement.recognised))
-    if asked is not None and settings.accuracy_kimg:
-        figures["accuracy_score"] = accuracy_score(
-            draw.fakes, asked[: len(draw.fakes)], test, settings.accuracy_kimg, seed
-        )
-    if draw.nearest is not None and reference.nearest_train is not None:
-        figures["nearest_train_ratio"] = float(np.median(draw.nearest.distances[:, 0])) / reference.nearest_train
-    if vae is not None and settings.likelihood_images:
-        count = settings.likelihood_images
-        labels = None if test.labels is None else test.labels[:count]
-        figures |= likelihood_figures(vae, test.images[:count], labels, settings.likelihood_samples, seed)
-    return figures
-
-
-def _conditions(reference: Reference, settings: Evaluate) -> dict[str, Any]:
-    facts = reference.reals[0].facts
-    return {
-        "fakes": settings.samples,
-        "classes": "as real",
-        "draws": settings.draws,
-        "seed": settings.seed,
-        **{key: facts[key] for key in ("real", "real_split", "real_images_sha256")},
-        "floor_images": reference.floor_images,
-        "extractors": {real.extractor.name: real.extractor.sha256 for real in reference.reals},
-        "manifold_samples": settings.manifold_samples,
-        "accuracy_kimg": settings.accuracy_kimg,
-        "memorisation_samples": settings.memorisation_samples,
-        "likelihood_images": settings.likelihood_images,
-        "likelihood_samples": settings.likelihood_samples,
-    }
+def _conditions(reference: Reference, settings: Evaluate) -> Conditions:
+    records = {real.extractor.name: real.record for real in reference.reals}
+    real = reference.reals[0].record
+    return Conditions(
+        fakes=settings.samples,
+        classes="as real",
+        real=real.real,
+        real_split=real.real_split,
+        real_images_sha256=real.real_images_sha256,
+        floor_images=reference.record.floor_images,
+        extractors={name: record.sha256 for name, record in records.items()},
+        dimensions={name: record.dimensions for name, record in records.items()},
+        **settings.model_dump(include=set(Conditions.model_fields) - {"extractors"}),
+    )

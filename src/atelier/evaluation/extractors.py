@@ -7,23 +7,25 @@ saw ImageNet; a grey image is given to them as three equal channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from atelier import config
 from atelier.config.records import DataCard
-from atelier.errors import AtelierError, InputError
-from atelier.evaluation.classifier import ClassifierNetwork, as_input
+from atelier.data.arrays import PreparedSplit
+from atelier.errors import AtelierError
 from atelier.evaluation.weights import INCEPTION, LITE0, verify
 from atelier.files import digest
-from atelier.pictures import Images
+from atelier.pictures import Images, Labels
+from atelier.tensors import load_weights
 
 BATCH = 100
+CLASSIFIED = 500  # images at once
 
 
 class Extractor(Protocol):
@@ -37,10 +39,34 @@ class Extractor(Protocol):
         """Features float32 (n, d) and recognised classes (n,) or None, on the CPU, of uint8 images (n, h, w, c)."""
 
 
+class ClassifierNetwork(nn.Module):
+    """Two strided convolutions and a dense layer of 128 features, whose linear read-out names the class."""
+
+    num_features = 128
+
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * (-(-side // 4)) ** 2, self.num_features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(self.num_features, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, 128) and class logits (n, classes) of images (n, c, h, w) in [0, 1]."""
+        features = self.body(images)
+        return features, self.head(features)
+
+
 class Classifier:
     """The classifier trained on the data set: its penultimate layer, and the class it sees."""
 
-    name = "classifier"
+    name = config.CLASSIFIER
     dimensions = ClassifierNetwork.num_features
 
     def __init__(self, network: ClassifierNetwork, sha256: str) -> None:
@@ -50,13 +76,15 @@ class Classifier:
 
     @classmethod
     def load(cls, path: Path, card: DataCard, sha256: str) -> Classifier:
-        """Load the weights of the data set with this card, after checking their digest."""
-        if not path.is_file():
-            raise InputError(f"{path}: missing; run 'atelier reference' first")
-        if digest(path) != sha256:
-            raise AtelierError(f"{path}: altered, its sha256 is not the one recorded; run 'atelier reference' again")
+        """Load the weights of the data set with this card, after checking their digest.
+
+        Raises:
+            AtelierError: if they are missing, altered, or do not fit.
+        """
+        if not path.is_file() or digest(path) != sha256:
+            raise AtelierError(f"{path}: missing or altered; run 'atelier reference {card.dataset}' again")
         network = ClassifierNetwork(card.channels, card.height, len(card.class_names))
-        network.load_state_dict(load_file(path))
+        load_weights(path, network, "the classifier of these data")
         return cls(network, sha256)
 
     @torch.no_grad()
@@ -73,7 +101,7 @@ class Lite0:
         weights: the published file; its digest is checked before it is read.
     """
 
-    name = "lite0"
+    name = config.LITE0
     dimensions = 1280
     sha256 = LITE0.sha256
 
@@ -103,7 +131,7 @@ class Inception:
         weights: the published file; its digest is checked before it is read.
     """
 
-    name = "inception"
+    name = config.INCEPTION
     dimensions = 2048
     sha256 = INCEPTION.sha256
 
@@ -125,7 +153,12 @@ class Inception:
 
 def load_published(name: str, weights: Path) -> Lite0 | Inception:
     """Build `lite0` or `inception` from their published file."""
-    return Lite0(weights) if name == "lite0" else Inception(weights)
+    return Lite0(weights) if name == Lite0.name else Inception(weights)
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 (n, h, w, c) → float (n, c, h, w) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 def three_channels(images: Images) -> Tensor:
@@ -143,3 +176,54 @@ def batches(images: Images, size: int = BATCH) -> Iterator[Images]:
     """Consecutive pieces of at most `size` images, copied out of their memory map."""
     for start in range(0, len(images), size):
         yield images[start : start + size].copy()
+
+
+def train_classifier(split: PreparedSplit, classes: int, kimg: float, seed: int) -> ClassifierNetwork:
+    """Train for `kimg` thousand images: Adam with the one-cycle schedule, batches shifted by up to 2 pixels."""
+    assert split.labels is not None
+    torch.manual_seed(seed)
+    count, _, side, channels = split.images.shape
+    network = ClassifierNetwork(channels, side, classes).to(memory_format=torch.channels_last).train()
+    images, labels = torch.from_numpy(split.images.copy()), torch.from_numpy(split.labels)
+    batch = min(250, count)
+    steps = max(int(kimg * 1000 / batch), 1)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps + 1)
+    for index in _shuffled(count, batch, steps, seed):
+        down, right = torch.randint(-2, 3, (2,)).tolist()
+        shifted = torch.roll(as_input(images[index]), (down, right), (2, 3))
+        _, logits = network(shifted)
+        loss = F.cross_entropy(logits, labels[index], label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.to(memory_format=torch.contiguous_format).eval()
+
+
+def accuracy_score(images: Images, labels: Labels, test: PreparedSplit, kimg: float, seed: int) -> float:
+    """Train a classifier on these images and labels alone, and test it on real ones (Ravuri and Vinyals, 2019)."""
+    assert test.labels is not None
+    classes = int(max(labels.max(), test.labels.max())) + 1
+    return accuracy(train_classifier(PreparedSplit(images, labels), classes, kimg, seed), test)
+
+
+@torch.no_grad()
+def accuracy(network: ClassifierNetwork, split: PreparedSplit) -> float:
+    """Share of the labels of a split that the classifier recognises."""
+    assert split.labels is not None
+    right = 0
+    for start in range(0, len(split.images), CLASSIFIED):
+        _, logits = network(as_input(torch.from_numpy(split.images[start : start + CLASSIFIED].copy())))
+        right += int((logits.argmax(dim=1).numpy() == split.labels[start : start + CLASSIFIED]).sum())
+    return right / len(split.images)
+
+
+def _shuffled(count: int, batch: int, steps: int, seed: int) -> Iterable[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < batch:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        yield order[:batch]
+        order = order[batch:]

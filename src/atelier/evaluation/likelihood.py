@@ -1,8 +1,8 @@
 """How well a VAE explains test images: the evidence lower bound, importance-weighted likelihood, and reconstructions.
 
-In nats an image, under the prior N(0, I) that it was trained with; a prior that was fitted to the latents afterwards
+In nats per image, under the prior N(0, I) that it was trained with; a prior that was fitted to the latents afterwards
 draws better samples, but is no part of the bound. Pixels are what training took them for: with `bernoulli`, grey values
-are probabilities, whose figures compare with those of other models on grey values, and not with published ones on
+are probabilities, whose likelihoods compare with those of other models on grey values, and not with published ones on
 images of 0 and 1.
 """
 
@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atelier.errors import AtelierError
-from atelier.evaluation.classifier import as_input
-from atelier.evaluation.judge import Labels
+from atelier.evaluation.extractors import as_input
 from atelier.files import digest
 from atelier.models import build_networks
-from atelier.pictures import Images
+from atelier.pictures import Images, Labels
 from atelier.sampler import Sampler, to_uint8
+from atelier.tensors import load_weights
 
 BATCH = 100
 
@@ -47,7 +46,7 @@ class TrainedVae:
         if not weights.is_file() or digest(weights) != config.weights_sha256.get("encoder"):
             raise AtelierError(f"{weights}: missing or altered; run 'atelier train {config.run}' again")
         encoder = build_networks(config.model, config.recipe, config.shape)["encoder"]
-        encoder.load_state_dict(load_file(weights))
+        load_weights(weights, encoder, f"the encoder of model '{config.model}'")
         return cls(sampler, encoder)
 
     def inputs(self, images: Images, labels: Labels | None) -> tuple[Tensor, Tensor | None]:
@@ -72,7 +71,7 @@ class TrainedVae:
 
 
 @torch.no_grad()
-def likelihood_figures(
+def likelihood_metrics(
     vae: TrainedVae, images: Images, labels: Labels | None, samples: int, seed: int
 ) -> dict[str, float]:
     """Judge a VAE by test images (n, h, w, c) with labels (n,).
@@ -81,11 +80,11 @@ def likelihood_figures(
         vae: the trained VAE.
         images: uint8 (n, h, w, c).
         labels: (n,), or None for an unconditional model.
-        samples: latents an image for the importance weights (Burda et al., 2016, equation 8).
+        samples: latents per image for the importance weights (Burda et al., 2016, equation 8).
         seed: of the latents.
 
     Returns:
-        elbo: evidence lower bound, one latent an image.
+        elbo: evidence lower bound, one latent per image.
         nll: upper bound of the negative log-likelihood, tighter the more samples; with one it is −elbo on average.
         reconstruction_mse: mean square of what a grey value in [0, 1] is off by, decoding the posterior's mean.
     """
@@ -113,7 +112,7 @@ def _log_weights(
     log_variance: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """log p(x, z) − log q(z | x) of one latent an image (n,)."""
+    """log p(x, z) − log q(z | x) of one latent per image (n,)."""
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     latents = mean + torch.exp(0.5 * log_variance) * noise
     log_prior = -0.5 * latents.square().sum(dim=1)  # the constants of both normals cancel

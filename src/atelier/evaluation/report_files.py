@@ -1,4 +1,4 @@
-"""The files of `reports/RUN/` beside `metrics.json`: tables that DVC plots, and pictures."""
+"""The files of `reports/RUN/` beside `metrics.json`: tables that DVC plots, and pictures of what a model learned."""
 
 from __future__ import annotations
 
@@ -8,68 +8,87 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from atelier.config.records import ModelConfig
 from atelier.data.arrays import PreparedSplit
-from atelier.evaluation import latent_pictures
-from atelier.evaluation.judge import Judgement, Labels, Real
-from atelier.evaluation.kernel import BLOCK, kernel_distance
+from atelier.evaluation.distances import BLOCK, kernel_distance
+from atelier.evaluation.evaluator import Real, Sample
 from atelier.evaluation.likelihood import TrainedVae
-from atelier.evaluation.memorisation import Nearest
-from atelier.evaluation.reports import metric_name
-from atelier.pictures import Images, load_png, save_gif, save_png, tile, untile
-from atelier.sampler import Sampler
+from atelier.evaluation.metrics import metric_name
+from atelier.evaluation.neighbours import Nearest
+from atelier.journal import read_curves
+from atelier.pictures import Images, Labels, save_gif, save_png, tile
+from atelier.sampler import Sampler, draw_noise
 
-GRID_COLUMNS = 10
+COLUMNS = 10
+ROWS = 8
+PLANE = 20
 GIF_FRAME_MILLISECONDS = 150
 ENCODED = 1000  # test images whose latents say which dimensions are used
 
 
-def write_plots(
-    folder: Path, journal: list[dict[str, Any]], asked: Labels | None, class_names: list[str], draws: list[Judgement]
-) -> None:
-    """Write `curves/`, a CSV a figure of the journal over kimg, and `classes/`: what became of each class.
+class ByClass:
+    """What became of each class over the draws.
 
-    `recognised/classes.csv` has the asked and the recognised class of each fake of the first draw, -1 where none was
-    asked for; `by_class/class_fd.csv` the Fréchet distance of each class. Both folders are empty without a classifier.
+    Args:
+        class_names: that the model knows.
+        asked: the class that each fake of a draw was asked to be of; None for an unconditional model.
     """
-    for name in ("curves", "recognised", "by_class"):
-        (folder / name).mkdir()
-    for name in journal[0] if journal else ():
-        if name not in ("kimg", "step"):
-            rows = ((line["kimg"], line[name]) for line in journal)
-            _write_csv(folder / "curves" / f"{name}.csv", ["kimg", name], rows)
-    recognised = draws[0].recognised
-    if len(recognised):
-        asked = asked if asked is not None else np.full(len(recognised), -1)
-        pairs = zip(asked.tolist(), recognised.tolist(), strict=True)
-        _write_csv(folder / "recognised" / "classes.csv", ["asked", "recognised"], pairs)
-    if draws[0].class_distances:
-        mean = np.mean([draw.class_distances for draw in draws], axis=0)
-        known = [(name, value) for name, value in zip(class_names, mean.tolist(), strict=True) if value == value]
-        _write_csv(folder / "by_class" / "class_fd.csv", ["class", "class_fd"], known)
+
+    def __init__(self, class_names: list[str], asked: Labels | None) -> None:
+        self.class_names = class_names
+        self.asked = asked
+        self.recognised: Labels | None = None  # of the first draw
+        self.distances = list[list[float]]()  # of each draw
+
+    def add(self, sample: Sample) -> None:
+        """Take from a draw what a classifier made of it, if there is one."""
+        for features in sample.features:
+            if len(features.recognised) and self.recognised is None:
+                self.recognised = features.recognised
+            if features.class_distances:
+                self.distances.append(features.class_distances)
+
+    def write(self, folder: Path) -> None:
+        """Write two folders, which are empty without a classifier.
+
+        `recognised/classes.csv` has the asked and the recognised class of each fake of the first draw, -1 where none
+        was asked for; `by_class/class_fd.csv` the Fréchet distance of each class.
+        """
+        for name in ("recognised", "by_class"):
+            (folder / name).mkdir()
+        if self.recognised is not None:
+            asked = self.asked if self.asked is not None else np.full(len(self.recognised), -1)
+            pairs = zip(asked.tolist(), self.recognised.tolist(), strict=True)
+            _write_csv(folder / "recognised" / "classes.csv", ["asked", "recognised"], pairs)
+        if self.distances:
+            named = zip(self.class_names, np.mean(self.distances, axis=0).tolist(), strict=True)
+            known = [(name, value) for name, value in named if value == value]
+            _write_csv(folder / "by_class" / "class_fd.csv", ["class", "class_fd"], known)
 
 
-def write_over_training(folder: Path, model_folder: Path, config: ModelConfig, real: Real) -> None:
-    """Add to `curves/` how far the pictures from fixed latents were from the real images, over kimg.
+def write_curves(folder: Path, journal: Path, sheets: list[tuple[int, Images]], real: Real) -> None:
+    """Write `curves/`: each metric of the journal over kimg, and how far from the real images the pictures were.
 
-    They are few, so this is the kernel distance, which is not biased by that. A VAE draws them from N(0, I), since its
-    prior is fitted at the end.
+    These were drawn from fixed latents during training. They are few, so that this is the kernel distance, which is not
+    biased by that. A VAE draws them from N(0, I), since its prior is fitted at the end.
     """
-    paths = sorted((model_folder / "pictures").glob("*.png"))
-    last = int(paths[-1].stem)
+    curves = folder / "curves"
+    curves.mkdir()
+    for name, curve in read_curves(journal).items():
+        _write_csv(curves / f"{name}.csv", ["kimg", name], curve)
     metric = metric_name("kid", real.extractor.name)
     rows = []
-    for path in paths:
-        features, _ = real.extractor(untile(load_png(path), config.height))
-        kimg = config.recipe.kimg * int(path.stem) / last
-        rows.append((kimg, kernel_distance(features, real.features[:BLOCK])))
-    _write_csv(folder / "curves" / f"{metric}.csv", ["kimg", metric], rows)
+    for images_seen, sheet in sheets:
+        features, _ = real.extractor(sheet.reshape(-1, *sheet.shape[2:]))
+        rows.append((images_seen / 1000, kernel_distance(features, real.features[:BLOCK])))
+    _write_csv(curves / f"{metric}.csv", ["kimg", metric], rows)
 
 
 def write_pictures(
     folder: Path,
-    model_folder: Path,
+    sheets: list[tuple[int, Images]],
     sampler: Sampler,
     seed: int,
     vae: TrainedVae | None,
@@ -80,27 +99,86 @@ def write_pictures(
 
     Args:
         folder: of the report.
-        model_folder: of the model, whose pictures over training become the GIF.
+        sheets: drawn during training, which become the GIF.
         sampler: draws the grid and the interpolation.
         seed: of their latents.
         vae: the same model, if it is a VAE: for the plane of latents and reconstructions of `test`.
         test: real images with the labels that the model knows.
         neighbours: fakes, training images, and which of these are nearest to those.
     """
-    count = GRID_COLUMNS * max(len(sampler.class_names), 1)
-    labels = np.arange(count) // GRID_COLUMNS if sampler.class_names else None
-    save_png(folder / "grid.png", tile(sampler.draw(count, seed, labels), columns=GRID_COLUMNS))
-    frames = [load_png(path) for path in sorted((model_folder / "pictures").glob("*.png"))]
+    count = COLUMNS * max(len(sampler.class_names), 1)
+    labels = np.arange(count) // COLUMNS if sampler.class_names else None
+    save_png(folder / "grid.png", tile(sampler.draw(count, seed, labels), columns=COLUMNS))
+    frames = [tile(sheet.reshape(-1, *sheet.shape[2:]), columns=sheet.shape[1]) for _, sheet in sheets]
     save_gif(folder / "training.gif", frames, GIF_FRAME_MILLISECONDS)
     pictures = folder / "pictures"
     pictures.mkdir()
-    save_png(pictures / "interpolation.png", latent_pictures.interpolation(sampler, seed))
+    save_png(pictures / "interpolation.png", interpolation(sampler, seed))
     if neighbours is not None:
-        save_png(pictures / "neighbours.png", latent_pictures.neighbours(*neighbours))
+        save_png(pictures / "neighbours.png", nearest_neighbours(*neighbours))
     if vae is not None:
         images, known = test.images[:ENCODED], None if test.labels is None else test.labels[:ENCODED]
-        save_png(pictures / "latent-plane.png", latent_pictures.latent_plane(vae, images, known))
-        save_png(pictures / "reconstructions.png", latent_pictures.reconstructions(vae, images, known))
+        save_png(pictures / "latent-plane.png", latent_plane(vae, images, known))
+        save_png(pictures / "reconstructions.png", reconstructions(vae, images, known))
+
+
+def interpolation(sampler: Sampler, seed: int) -> Images:
+    """A row from one latent to another: on the great circle for a GAN, on the line for a VAE.
+
+    Normal latents of many dimensions lie near a sphere, and a GAN knows nothing inside it (White, "Sampling generative
+    networks", 2016). A conditional model keeps a row's class, a VAE the component of its prior.
+    """
+    start, end = draw_noise(2 * ROWS, sampler.noise, seed).chunk(2)
+    if is_vae := sampler.config.entry.method == "vae":
+        end[:, -1] = start[:, -1]
+    steps = torch.linspace(0, 1, COLUMNS)
+    noise = torch.stack([_line(start, end, t) if is_vae else _great_circle(start, end, t) for t in steps], dim=1)
+    classes = len(sampler.class_names)
+    labels = (torch.arange(ROWS) % classes).repeat_interleave(COLUMNS) if classes else None
+    return tile(sampler.render(noise.flatten(0, 1), labels), columns=COLUMNS)
+
+
+def _line(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    return (1 - t) * a + t * b
+
+
+def _great_circle(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-0.999, 0.999)
+    angle = torch.acos(cosine)[:, None]
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+def latent_plane(vae: TrainedVae, images: Images, labels: Labels | None) -> Images:
+    """The two latent dimensions that tell these images apart best, from the 5th to the 95th percentile of N(0, 1).
+
+    The others are 0; a conditional model is asked for its first class.
+    """
+    means = vae.encode(images, labels)
+    used = means.var(dim=0).topk(min(2, means.shape[1])).indices.cpu()
+    values = torch.special.ndtri(torch.linspace(0.05, 0.95, PLANE))
+    latents = torch.zeros(PLANE * PLANE, means.shape[1])
+    latents[:, used] = torch.cartesian_prod(values, values)[:, : len(used)]
+    return tile(vae.decode(latents, None if labels is None else np.zeros(len(latents), np.int64)), columns=PLANE, gap=0)
+
+
+def reconstructions(vae: TrainedVae, images: Images, labels: Labels | None) -> Images:
+    """Test images, each row of them above what the VAE makes of it."""
+    count = ROWS // 2 * COLUMNS
+    originals, asked = images[:count].copy(), None if labels is None else labels[:count]
+    decoded = vae.decode(vae.encode(originals, asked), asked)
+    rows = [
+        part
+        for start in range(0, len(originals), COLUMNS)
+        for part in (originals[start : start + COLUMNS], decoded[start : start + COLUMNS])
+    ]
+    return tile(np.concatenate(rows), columns=COLUMNS)
+
+
+def nearest_neighbours(fakes: Images, train: Images, nearest: Nearest) -> Images:
+    """The fakes that are closest to a training image, each before its nearest training images."""
+    closest = np.argsort(nearest.distances[:, 0], kind="stable")[:ROWS]
+    rows = [np.concatenate([fakes[index : index + 1], train[nearest.indices[index]]]) for index in closest]
+    return tile(np.concatenate(rows), columns=1 + nearest.indices.shape[1])
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:

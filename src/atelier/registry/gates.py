@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from atelier.config import Promote
 from atelier.config.reading import nearest
-from atelier.evaluation.reports import Report, figures, higher_is_better, why_not_comparable
+from atelier.config.records import Estimate, Report
+from atelier.evaluation.metrics import cost, why_not_comparable
 
 
 @dataclass(frozen=True)
@@ -30,25 +31,22 @@ def judge(candidate: Report, champion: Report | None, settings: Promote) -> list
 
 
 def _threshold(report: Report, metric: str, rule: str, limit: float) -> Gate:
-    if metric not in figures(report):
-        return Gate(metric, f"{rule} {limit:g}", f"not measured{nearest(metric, figures(report))}", False)
-    mean = report[metric]["mean"]
-    return Gate(
-        metric, f"{rule} {limit:g}", _figure(report, metric), mean <= limit if rule == "at most" else mean >= limit
-    )
+    if metric not in report.metrics:
+        return Gate(metric, f"{rule} {limit:g}", f"not measured{nearest(metric, report.metrics)}", False)
+    found = report.metrics[metric]
+    passed = found.mean <= limit if rule == "at most" else found.mean >= limit
+    return Gate(metric, f"{rule} {limit:g}", _text(found), passed)
 
 
 def _better(candidate: Report, champion: Report, metric: str) -> Gate:
     """Better by more than the combined standard deviation, the root of the sum of squares."""
     if (reason := why_not_comparable(candidate, champion, metric)) is not None:
         return Gate(metric, "better than the champion", f"cannot be compared: {reason}", False)
-    gain = candidate[metric]["mean"] - champion[metric]["mean"]
-    if not higher_is_better(metric):
-        gain = -gain
-    needed = math.hypot(candidate[metric]["deviation"], champion[metric]["deviation"])
-    rule = f"better than {_figure(champion, metric)} by more than {needed:.3g}"
-    return Gate(metric, rule, _figure(candidate, metric), gain > needed)
+    ours, theirs = candidate.metrics[metric], champion.metrics[metric]
+    gain = cost(metric, theirs.mean) - cost(metric, ours.mean)
+    needed = math.hypot(ours.deviation, theirs.deviation)
+    return Gate(metric, f"better than {_text(theirs)} by more than {needed:.3g}", _text(ours), gain > needed)
 
 
-def _figure(report: Report, metric: str) -> str:
-    return f"{report[metric]['mean']:.4g} ± {report[metric]['deviation']:.2g}"
+def _text(value: Estimate) -> str:
+    return f"{value.mean:.4g} ± {value.deviation:.2g}"

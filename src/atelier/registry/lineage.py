@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atelier.config import Params
-from atelier.config.records import ModelConfig
+from atelier.config.records import ModelConfig, Report
 from atelier.data.arrays import dvc_md5
-from atelier.evaluation.reports import FLOOR, Report, figures
 
 METRICS_TAG = "atelier.metrics"  # the whole of metrics.json: gates need no artifact store
 PARAMS_TAG = "atelier.config"
@@ -31,15 +30,11 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
         PARAMS_TAG: json.dumps(_parameters(params, config)),
         "atelier.versions": json.dumps(config.versions, sort_keys=True),
         "atelier.device": config.device,
-        "atelier.extractors": json.dumps(metrics["conditions"]["extractors"], sort_keys=True),
-        METRICS_TAG: json.dumps(metrics),
+        "atelier.extractors": json.dumps(metrics.conditions.extractors, sort_keys=True),
+        METRICS_TAG: json.dumps(metrics.model_dump(mode="json")),
     }
-    for name, value in figures(metrics).items():
-        if not name.startswith(FLOOR):
-            tags |= {
-                f"atelier.{name}": f"{value['mean']:.6g}",
-                f"atelier.{name}_deviation": f"{value['deviation']:.3g}",
-            }
+    for name, value in metrics.measured.items():
+        tags |= {f"atelier.{name}": f"{value.mean:.6g}", f"atelier.{name}_deviation": f"{value.deviation:.3g}"}
     if config.train_labels_sha256:
         tags["atelier.train_labels_sha256"] = config.train_labels_sha256
     for kind in ("raw", "prepared"):

@@ -68,11 +68,9 @@ def promote(
             say(f"models:/{name}/{champion.version} is the {alias} already")
             return []
         gates = judge(metrics_of(candidate), metrics_of(champion) if champion else None, settings)
-        say(
-            table(
-                gates, f"models:/{name}/{candidate.version}", f"models:/{name}/{champion.version}" if champion else None
-            )
-        )
+        against = f"models:/{name}/{champion.version}" if champion else None
+        for line in table(gates, f"models:/{name}/{candidate.version}", against).splitlines():
+            say(line)
         failed = [gate for gate in gates if not gate.passed]
         if failed and not force:
             raise AtelierError(

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.config import Params
-from atelier.config.records import ModelConfig
+from atelier.config.records import ModelConfig, Report
 from atelier.errors import InputError
-from atelier.evaluation.reports import Report, figures
-from atelier.files import folder_digest, read_json, write_json
+from atelier.files import folder_digest, write_json
 from atelier.journal import record_folder
 from atelier.registry.card import description, model_card
 from atelier.registry.lineage import lineage_tags
@@ -49,8 +48,8 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     model_folder, report_folder = root / "models" / run_name, root / "reports" / run_name
     config = Sampler.load(model_folder).config
     weights_sha256 = config.sampler_sha256
-    metrics = _read_metrics(report_folder, run_name)
-    if metrics["weights_sha256"] != weights_sha256:
+    metrics = Report.read(report_folder / "metrics.json", f"atelier evaluate {run_name}")
+    if metrics.weights_sha256 != weights_sha256:
         raise InputError(
             f"{report_folder}: judges other weights than {model_folder}; run 'atelier evaluate {run_name}'"
         )
@@ -89,14 +88,6 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     return path
 
 
-def _read_metrics(report_folder: Path, run_name: str) -> Report:
-    path = report_folder / "metrics.json"
-    if not path.is_file():
-        raise InputError(f"{path}: missing; run 'atelier evaluate {run_name}' first")
-    metrics: Report = read_json(path)
-    return metrics
-
-
 def existing_version(mlflow_client: MlflowClient, name: str, tags: dict[str, str]) -> ModelVersion | None:
     """The first version of the same weights and report."""
     same = [
@@ -120,8 +111,8 @@ def _log_report(
 
     step = round(config.recipe.kimg * 1000)
     known = mlflow_client.get_run(run_id).data.metrics
-    values = {key: value["mean"] for key, value in figures(metrics).items()}
-    values |= {f"{key}_deviation": metrics[key]["deviation"] for key in values}
+    values = {name: value.mean for name, value in metrics.metrics.items()}
+    values |= {f"{name}_deviation": value.deviation for name, value in metrics.metrics.items()}
     now = int(time.time() * 1000)
     new = [Metric(key, value, now, step) for key, value in values.items() if known.get(key) != value]
     mlflow_client.log_batch(run_id, metrics=new)

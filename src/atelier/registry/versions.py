@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atelier.config.records import Report
 from atelier.errors import InputError
-from atelier.evaluation.reports import Report
 from atelier.registry.lineage import METRICS_TAG
 from atelier.tracking import public_uri, tracking_uri
 
@@ -65,9 +64,7 @@ def pick_version(mlflow_client: MlflowClient, name: str, number: int | None, roo
 
 def metrics_of(version: ModelVersion) -> Report:
     """The report that a version was registered with."""
+    uri = f"models:/{version.name}/{version.version}"
     if METRICS_TAG not in version.tags:
-        raise InputError(
-            f"models:/{version.name}/{version.version}: bears no figures, it was not made by 'atelier register'"
-        )
-    report: Report = json.loads(version.tags[METRICS_TAG])
-    return report
+        raise InputError(f"{uri}: bears no figures, it was not made by 'atelier register'")
+    return Report.parse(version.tags[METRICS_TAG], f"{uri}, tag {METRICS_TAG}", "register it again")

@@ -18,6 +18,7 @@ from torch import Tensor
 from atelier.config import Train
 from atelier.errors import AtelierError
 from atelier.journal import Journal
+from atelier.pictures import sheet_name
 from atelier.ranks import Agreement, Ranks, Reading
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
@@ -32,7 +33,7 @@ class Position:
     images: int = 0
     step: int = 0
     tick_step: int = 0  # the step at which the present tick began
-    picture: int = 0
+    pictured: int = 0  # images seen when the last picture was drawn
     seconds: float = 0.0
 
 
@@ -125,7 +126,7 @@ def train_loop(
         journal.truncate(state["journal_bytes"] if state else 0)
         timing.truncate(state["timing_bytes"] if state else 0)
         if state is None:
-            draw_picture(pictures / "0000.png")
+            draw_picture(pictures / sheet_name(0))
         progress(position.images, 0.0)
 
     agreement = Agreement(ranks)
@@ -144,12 +145,12 @@ def train_loop(
                 ended = Tick(position.images, position.step, position.step - position.tick_step, ranks.mean(steps.sums))
                 steps.clear()
                 position.tick_step = position.step
-                picture, position.picture = position.picture, position.images * settings.pictures // total
-                if position.picture > picture:
+                if position.images * settings.pictures // total > position.pictured * settings.pictures // total:
+                    position.pictured = position.images
                     end_tick(ended)
                     ended = None
                     if ranks.is_writer:
-                        draw_picture(pictures / f"{position.picture:04d}.png")
+                        draw_picture(pictures / sheet_name(position.images))
 
             save_due = ranks.is_writer and time.monotonic() - last_save >= settings.checkpoint_seconds
             stop, save = agreement.ask(terminated(), save_due)

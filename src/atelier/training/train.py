@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 import atelier
@@ -20,9 +19,10 @@ from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest, digest_of, to_json, write_atomic
 from atelier.journal import record_folder
 from atelier.models.contract import build_checked_networks
-from atelier.pictures import save_png, tile
+from atelier.pictures import SHEETS, pack_sheets, save_sheet
 from atelier.ranks import RankLost, Ranks, join_ranks
 from atelier.sampler import Sampler, draw_noise
+from atelier.tensors import save_tensors
 from atelier.tracking import run_params
 from atelier.tracking.feed import Feed
 from atelier.training import checkpoints
@@ -226,19 +226,19 @@ def _draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
     labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config.class_names else None
     noise = draw_noise(classes * PICTURES_PER_CLASS, config.noise, seed=0)
     images = Sampler(method.sampling_network(), config).render(noise, labels)
-    save_png(path, tile(images, columns=classes))
+    save_sheet(path, images, columns=classes)
 
 
 def _publish_model(method: Method, config: ModelConfig, folder: Path, target: Path) -> None:
     with atomic_directory(target) as partial:
         networks = {"sampler": method.sampling_network()} | method.companions()
         for name, network in networks.items():
-            tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-            save_file(tensors, partial / f"{name}.safetensors")
+            save_tensors(partial / f"{name}.safetensors", network.state_dict())
         weights_sha256 = {name: digest(partial / f"{name}.safetensors") for name in networks}
         config.model_copy(update={"weights_sha256": weights_sha256}).write(partial / "config.json")
         shutil.copy(folder / "journal.jsonl", partial)
-        shutil.copytree(folder / "pictures", partial / "pictures")
+        shutil.copytree(folder / "pictures", partial / "pictures", ignore=shutil.ignore_patterns("*.npy"))
+        pack_sheets(folder / "pictures", partial / SHEETS)
 
 
 def _publish_record(folder: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from atelier.evaluation.draws import labels_like
+from atelier.evaluation.evaluator import labels_like
 
 
 def test_classes_are_asked_for_as_often_as_they_are_real_in_any_first_part() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from atelier.evaluation.manifold import manifold_figures
+from atelier.evaluation.neighbours import manifold_metrics, nearest_training_images
 
 
 def normal(count: int, seed: int, dimensions: int = 8) -> Tensor:
@@ -16,7 +17,7 @@ def test_precision_and_recall_are_torch_fidelitys() -> None:
 
     real, fake = normal(400, 0), normal(400, 1) * 0.7
     theirs = prc_features_to_metric(fake, real, prc_neighborhood=5, verbose=False)
-    ours = manifold_figures(real, fake)
+    ours = manifold_metrics(real, fake)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
     assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
 
@@ -25,18 +26,18 @@ def test_density_and_coverage_by_hand() -> None:
     # reals on a line at 0, 1, ..., 19: with k = 5 the ball of an inner one reaches 3 to either side
     real = torch.arange(20.0)[:, None]
     fake = torch.full((6, 1), 10.0)
-    figures = manifold_figures(real, fake)
+    found = manifold_metrics(real, fake)
     inside = [i for i in range(20) if abs(i - 10) <= sorted(abs(i - j) for j in range(20) if j != i)[4]]
-    assert figures["density"] == pytest.approx(len(inside) / 5)
-    assert figures["coverage"] == pytest.approx(len(inside) / 20)
+    assert found["density"] == pytest.approx(len(inside) / 5)
+    assert found["coverage"] == pytest.approx(len(inside) / 20)
 
 
 def test_the_same_distribution_has_all_and_its_half_lacks_recall() -> None:
     real = normal(1500, 0, 4)
-    same = manifold_figures(real, normal(1500, 1, 4))
+    same = manifold_metrics(real, normal(1500, 1, 4))
     half = normal(4000, 2, 4)
     half = half[half[:, 0] > 0][:1500]
-    halved = manifold_figures(real, half)
+    halved = manifold_metrics(real, half)
     assert same["precision"] > 0.9
     assert same["recall"] > 0.9
     assert same["density"] == pytest.approx(1, abs=0.1)
@@ -47,6 +48,26 @@ def test_the_same_distribution_has_all_and_its_half_lacks_recall() -> None:
 
 def test_rows_at_a_time_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(300, 0), normal(300, 1)
-    whole = manifold_figures(real, fake)
-    monkeypatch.setattr("atelier.evaluation.manifold.ROWS", 7)
-    assert manifold_figures(real, fake) == whole
+    whole = manifold_metrics(real, fake)
+    monkeypatch.setattr("atelier.evaluation.neighbours.ROWS", 7)
+    assert manifold_metrics(real, fake) == whole
+
+
+def images(count: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+
+
+def test_a_copy_is_at_zero_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atelier.evaluation.neighbours.BLOCK", 11)
+    train = images(50, 0)
+    found = nearest_training_images(train[[40, 3]], train, 3)
+    assert found.distances[:, 0].tolist() == [0, 0]
+    assert found.indices[:, 0].tolist() == [40, 3]
+
+
+def test_nearest_first_and_equal_to_a_search_by_hand() -> None:
+    train, wanted = images(30, 0), images(4, 1)
+    by_hand = np.sqrt(np.mean((wanted[:, None] / 255 - train[None] / 255) ** 2, axis=(2, 3, 4)))
+    found = nearest_training_images(wanted, train, 5)
+    np.testing.assert_array_equal(found.indices, np.argsort(by_hand, axis=1)[:, :5])
+    np.testing.assert_allclose(found.distances, np.sort(by_hand, axis=1)[:, :5], rtol=1e-12)

@@ -1,0 +1,300 @@
+"""The metrics, one row each: the evaluator, the gates, the page and docs/evaluation.md read this table.
+
+A new metric is a function of a sample and a row of `METRICS`. Imports nothing heavy: gates read it without torch.
+
+A metric is named after the features it is measured in: `fd_classifier`, `kid_lite0`. `fid` and `kid` alone mean
+Inception-v3 with the published weights. `floor_METRIC` is the same measured on real training images in place of fakes:
+what a perfect model would get.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from atelier.config import CLASSIFIER, EXTRACTORS, INCEPTION
+from atelier.config.records import FLOOR, Conditions, Report
+
+if TYPE_CHECKING:
+    from atelier.evaluation.evaluator import Features, Sample
+
+    Measure = Callable[[Sample, Features], float | None]
+
+LOW, HIGH = -math.inf, math.inf
+# labels: real ones or those asked for; classifier: features that name classes; model: drawn by one; vae: by such a one
+Need = Literal["labels", "classifier", "model", "vae"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        kind: its name, to which that of the extractor is added if it is measured in features.
+        title: in words.
+        best: `LOW`, `HIGH`, or the value that real images have.
+        explanation: one sentence.
+        measure: its value for a sample whose features are of one extractor; None if it has none.
+        in_features: whether it is measured in each extractor's features.
+        inception: its published name in Inception's features, if it has one.
+        needs: what a sample must have, else it is left out.
+        parameters: of `evaluate` that it depends on: values with others do not compare; where one is 0 it is left out.
+    """
+
+    kind: str
+    title: str
+    best: float
+    explanation: str
+    measure: Measure
+    in_features: bool = False
+    inception: str = ""
+    needs: tuple[Need, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+    def name(self, extractor: str) -> str:
+        """What its value with this extractor is called."""
+        if not self.in_features:
+            return self.kind
+        return self.inception if self.inception and extractor == INCEPTION else f"{self.kind}_{extractor}"
+
+    def cost(self, value: float) -> float:
+        """The smaller, the better, whichever way the metric goes."""
+        if self.best == LOW:
+            return value
+        return -value if self.best == HIGH else abs(value - self.best)
+
+    @property
+    def better(self) -> str:
+        """Which values are better: `low`, `high`, or near to a number."""
+        return {LOW: "low", HIGH: "high"}.get(self.best, f"{self.best:g}")
+
+
+def label_agreement(sample: Sample, features: Features) -> float:
+    """Share of fakes in which the classifier sees the class that was asked for."""
+    assert sample.labels is not None
+    return float((sample.labels == features.recognised).mean())
+
+
+def accuracy_score(sample: Sample, features: Features) -> float:
+    """Accuracy on real test images of a classifier trained on the sample alone (Ravuri and Vinyals, 2019)."""
+    from atelier.evaluation import extractors
+
+    assert sample.labels is not None
+    labels = sample.labels[: len(sample.images)]
+    return extractors.accuracy_score(sample.images, labels, sample.test, sample.settings.accuracy_kimg, sample.seed)
+
+
+def nearest_train_ratio(sample: Sample, features: Features) -> float | None:
+    """Median distance of a fake to its nearest training image over that of a test image, in pixels."""
+    import numpy as np
+
+    if sample.nearest is None or not sample.nearest_of_test:
+        return None
+    return float(np.median(sample.nearest.distances[:, 0])) / sample.nearest_of_test
+
+
+def _of_manifold(kind: str, best: float, explanation: str) -> Metric:
+    """A share of fakes or reals, by balls to their 5th neighbours."""
+    measure: Measure = lambda sample, features: features.manifold[kind]  # noqa: E731
+    return Metric(kind, kind, best, explanation, measure, in_features=True, parameters=("manifold_samples",))
+
+
+def _of_likelihood(kind: str, title: str, best: float, explanation: str) -> Metric:
+    """How well a VAE explains test images."""
+    parameters = ("likelihood_images", "likelihood_samples")
+    measure: Measure = lambda sample, features: sample.likelihood[kind]  # noqa: E731
+    return Metric(kind, title, best, explanation, measure, needs=("vae",), parameters=parameters)
+
+
+_ROWS = (
+    Metric(
+        "fd",
+        "Fréchet distance",
+        LOW,
+        "between normal distributions of the features' means and covariances (Heusel et al., 2017), in float64; falls "
+        "with the number of fakes: one number per table",
+        lambda sample, features: features.distances[0],
+        in_features=True,
+        inception="fid",
+    ),
+    Metric(
+        "fd_infinity",
+        "Fréchet distance, extrapolated",
+        LOW,
+        "the same with infinitely many fakes, by a line in 1/N (Chong and Forsyth, 2020)",
+        lambda sample, features: features.distances[1],
+        in_features=True,
+        inception="fid_infinity",
+    ),
+    Metric(
+        "kid",
+        "kernel distance",
+        LOW,
+        "unbiased, mean over blocks of 1,000 (Bińkowski et al., 2018); leads where reals are few",
+        lambda sample, features: features.kernel_distance,
+        in_features=True,
+        inception="kid",
+    ),
+    _of_manifold(
+        "precision", HIGH, "share of fakes among reals, in balls to the 5th neighbour (Kynkäänniemi et al., 2019)"
+    ),
+    _of_manifold(
+        "recall", HIGH, "share of reals among fakes, in balls to the 5th neighbour (Kynkäänniemi et al., 2019)"
+    ),
+    _of_manifold(
+        "density",
+        1,
+        "how many reals' balls a fake lies in, over 5 (Naeem et al., 2020); above 1 fakes crowd where reals are dense",
+    ),
+    _of_manifold("coverage", HIGH, "share of reals' balls that hold a fake (Naeem et al., 2020)"),
+    Metric(
+        "class_fd",
+        "Fréchet distance by class",
+        LOW,
+        "mean over classes of the Fréchet distance of each; the classes are in `by_class/`",
+        lambda sample, features: features.mean_class_distance,
+        in_features=True,
+        needs=("labels", "classifier"),
+    ),
+    Metric(
+        "label_agreement",
+        "label agreement",
+        HIGH,
+        "how often the classifier sees the class that was asked for",
+        label_agreement,
+        needs=("labels", "classifier", "model"),
+    ),
+    Metric(
+        "accuracy_score",
+        "classification accuracy score",
+        HIGH,
+        "accuracy on real test images of a classifier trained on fakes alone (Ravuri and Vinyals, 2019); `floor_`: "
+        "trained on as many real ones",
+        accuracy_score,
+        needs=("labels",),
+        parameters=("accuracy_kimg",),
+    ),
+    Metric(
+        "nearest_train_ratio",
+        "nearest training image",
+        1,
+        "median distance of a fake to its nearest training image, in pixels, over that of a test image: near 0 for "
+        "copies",
+        nearest_train_ratio,
+        needs=("model",),
+        parameters=("memorisation_samples",),
+    ),
+    _of_likelihood("elbo", "evidence lower bound", HIGH, "of test images, nats per image, one latent each"),
+    _of_likelihood(
+        "nll",
+        "negative log-likelihood",
+        LOW,
+        "of test images, nats per image, importance-weighted with `evaluate.likelihood_samples` latents each",
+    ),
+    _of_likelihood(
+        "reconstruction_mse",
+        "reconstruction error",
+        LOW,
+        "mean square error of a grey value of test images in [0, 1], decoding the posterior's mean",
+    ),
+)
+METRICS = {metric.kind: metric for metric in _ROWS}
+
+
+def metric_name(kind: str, extractor: str) -> str:
+    """`fd` in `classifier` is `fd_classifier`; in `inception` it is `fid`."""
+    return METRICS[kind].name(extractor)
+
+
+def find_metric(name: str) -> tuple[Metric, str | None] | None:
+    """The row of a metric, and the extractor that it is measured with; None if the table has no such metric."""
+    name = name.removeprefix(FLOOR)
+    for metric in METRICS.values():
+        for extractor in EXTRACTORS:
+            if metric.name(extractor) == name:
+                if metric.in_features:
+                    return metric, extractor
+                return metric, CLASSIFIER if "classifier" in metric.needs else None
+    return None
+
+
+def cost(name: str, value: float) -> float:
+    """`Metric.cost` of a metric by its name.
+
+    Raises:
+        KeyError: if the table has no such metric.
+    """
+    found = find_metric(name)
+    if found is None:
+        raise KeyError(name)
+    return found[0].cost(value)
+
+
+# what every mean depends on; more draws and another seed only make it another sample of the same
+_CONDITIONS = {
+    "real_images_sha256": "other real images",
+    "real_split": "another split of the real images",
+    "real": "another number of real images",
+    "fakes": "another number of fakes",
+    "classes": "classes drawn in other proportions",
+}
+
+
+def why_not_comparable(a: Report, b: Report, name: str) -> str | None:
+    """Why a metric of two reports cannot be compared; None if it can.
+
+    A gate asks this before it looks at the numbers, and refuses with the answer:
+
+        if (reason := why_not_comparable(candidate, champion, "fd_classifier")) is not None:
+            raise AtelierError(f"fd_classifier: {reason}")
+
+    Comparable means: both have the metric, against the same real images (digest, split, number), with as many fakes of
+    classes in the same proportions, with the same parameters that its row names and, if an extractor is involved, the
+    same weights of it (digest). The number of draws and the seed may differ.
+    """
+    for which, report in (("first", a), ("second", b)):
+        if name not in report.metrics:
+            return f"the {which} report has no '{name}'; it has {', '.join(report.metrics) or 'none'}"
+    found = find_metric(name)
+    if found is None:
+        return f"this atelier has no metric '{name}'"
+    metric, extractor = found
+    ours, theirs = a.conditions.model_dump(), b.conditions.model_dump()
+    for key, what in (_CONDITIONS | {key: f"another {key}" for key in metric.parameters}).items():
+        if ours[key] != theirs[key]:
+            return f"{what}: {_short(ours[key])} and {_short(theirs[key])}"
+    if extractor is not None:
+        digests = [conditions["extractors"].get(extractor) for conditions in (ours, theirs)]
+        if digests[0] != digests[1]:
+            return f"another '{extractor}': {_short(digests[0])} and {_short(digests[1])}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def cautions(conditions: Conditions) -> list[str]:
+    """What a reader must know before the numbers: where there are fewer images than features have dimensions."""
+    few = min((conditions.real, f"real {conditions.real_split} images"), (conditions.fakes, "fakes"))
+    return [
+        f"{few[0]:,} {few[1]} are fewer than the {dimensions:,} dimensions of '{extractor}': its Fréchet distances, "
+        f"precision, recall, density and coverage mislead; compare by {metric_name('kid', extractor)}"
+        for extractor, dimensions in conditions.dimensions.items()
+        if few[0] < dimensions
+    ]
+
+
+def glossary() -> str:
+    """The table of docs/evaluation.md."""
+    rows = ["| name | what it says | needs | better |", "|---|---|---|---|"]
+    for metric in METRICS.values():
+        of_classifier = CLASSIFIER if "classifier" in metric.needs else "*"
+        names = [f"`{name}`" for name in (metric.name(of_classifier), metric.inception) if name]
+        needs = [*metric.needs, *(f"`{parameter}`" for parameter in metric.parameters)]
+        text = metric.explanation if metric.title == metric.kind else f"{metric.title}: {metric.explanation}"
+        rows.append(f"| {', '.join(names)} | {text} | {', '.join(needs)} | {metric.better} |")
+    return "\n".join(rows) + "\n"
