@@ -19,26 +19,24 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from atelier.config import Evaluate
+from atelier.config.records import Estimate, ExtractorRecord
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.evaluation import extractors
-from atelier.evaluation.classifier import ClassifierNetwork, accuracy_score
 from atelier.evaluation.distances import DistanceTo, FrechetAccumulator, MomentsAccumulator, frechet_distance
-from atelier.evaluation.extractors import Classifier, batches, three_channels
-from atelier.evaluation.judge import Judge, Labels, Real, over_draws
-from atelier.evaluation.memorisation import nearest_training_images
-from atelier.evaluation.reference import load_reference, shuffled_test
-from atelier.evaluation.reports import metric_name
+from atelier.evaluation.evaluator import Features, Real, Sample, over_draws
+from atelier.evaluation.extractors import Classifier, ClassifierNetwork, batches, three_channels
+from atelier.evaluation.neighbours import nearest_training_images
+from atelier.evaluation.reference import Reference, load_reference, shuffled_test
 from atelier.files import digest
-from atelier.pictures import Images
+from atelier.pictures import Images, Labels
 
 UNSEEN = 10_000
 DRAWS = 4
-KINDS = ("fd", "kid", "precision", "recall", "density", "coverage", "class_fd")
 
 
 def blurred(images: Images) -> Images:
@@ -49,7 +47,6 @@ def blurred(images: Images) -> Images:
 
 def detect(root: Path, extractor: str) -> None:
     reference = load_reference(root, "mnist", [extractor])
-    (real,) = reference.reals
     train, test = open_split(root, "mnist", "train"), shuffled_test(root, "mnist")
     assert train.labels is not None
     order = np.random.default_rng(0).permutation(UNSEEN)
@@ -70,35 +67,33 @@ def detect(root: Path, extractor: str) -> None:
     for name, (images, asked) in cases.items():
         print(f"{name} …", file=sys.stderr, flush=True)
         parts = zip(np.split(images, DRAWS), np.split(asked, DRAWS), strict=True)
-        rows[name] = over_draws([figures(real, *part, seen.images, reference.nearest_train, test) for part in parts])
+        rows[name] = over_draws([metrics(reference, *part, seen.images, test) for part in parts])
     usual = rows["unseen real images"]
     print(f"| metric | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
     for metric in usual:
         print(f"| {metric} | {' | '.join(cell(row[metric], usual[metric]) for row in rows.values())} |")
 
 
-def cell(value: dict[str, Any], usual: dict[str, Any]) -> str:
-    """Mean and deviation, bold where they are further from the usual ones than chance explains."""
-    text = f"{value['mean']:.3g} ± {value['deviation']:.1g}"
-    noise = max(value["deviation"], usual["deviation"])
-    return f"**{text}**" if abs(value["mean"] - usual["mean"]) > 5 * noise else text
+def cell(value: Estimate, usual: Estimate) -> str:
+    """Mean and standard deviation, bold where they are further from the usual ones than chance explains."""
+    text = f"{value.mean:.3g} ± {value.deviation:.1g}"
+    noise = max(value.deviation, usual.deviation)
+    return f"**{text}**" if abs(value.mean - usual.mean) > 5 * noise else text
 
 
-def figures(
-    real: Real, images: Images, asked: Labels, train: Images, nearest_train: float | None, test: PreparedSplit
+def metrics(
+    reference: Reference, images: Images, asked: Labels, train: Images, test: PreparedSplit
 ) -> dict[str, float]:
-    judge = Judge(real, manifold_samples=2500)
+    settings = Evaluate(manifold_samples=2500, memorisation_samples=250)
+    (real,) = reference.reals
+    features = Features(real, settings.manifold_samples)
     for index, piece in enumerate(batches(images)):
-        judge.update(real.extractor(piece), asked[index * 100 :][:100])
-    judgement = judge.judgement()
-    found = {kind: judgement.figures.get(metric_name(kind, real.extractor.name), float("nan")) for kind in KINDS}
-    found = {kind: value for kind, value in found.items() if value == value}
-    if len(judgement.recognised):
-        found["label_agreement"] = float(np.mean(judgement.recognised == asked))
-        found["accuracy_score"] = accuracy_score(images, asked, test, 20, 0)
-    if nearest_train:
-        nearest = nearest_training_images(images[:250], train, 1)
-        found["nearest_train_ratio"] = float(np.median(nearest.distances)) / nearest_train
+        features.update(real.extractor(piece), asked[index * 100 :][:100])
+    sample = Sample([features], images, asked, settings, 0, test, drawn=True)
+    sample.nearest = nearest_training_images(images[: settings.memorisation_samples], train, 1)
+    sample.nearest_of_test = reference.record.nearest_train
+    found = {name.removesuffix(f"_{real.extractor.name}"): value for name, value in sample.metrics().items()}
+    del found["fd_infinity"]
     return found
 
 
@@ -117,7 +112,10 @@ def real_of(extractor: Classifier, images: Images) -> Real:
         features, _ = extractor(piece)
         moments.update(features)
         kept.append(features)
-    return Real(extractor, DistanceTo(moments.moments()), [], torch.cat(kept), {})
+    record = ExtractorRecord(
+        sha256="0" * 64, dimensions=128, real=len(images), statistics_sha256="0" * 64, real_images_sha256="0" * 64
+    )
+    return Real(extractor, DistanceTo(moments.moments()), [], torch.cat(kept), record)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -132,15 +130,17 @@ def speed(rounds: int) -> None:
     forward, distance, everything = list[float](), list[float](), list[float]()
     for _ in range(rounds):
         of_forward = of_distance = of_everything = 0.0
-        accumulator, judge = FrechetAccumulator(real.distance_to), Judge(real, 5000)
+        accumulator, everything_of = FrechetAccumulator(real.distance_to), Features(real, 5000)
         for piece in batches(images):
             # taken in turns, batch by batch, so that whatever else the machine does meets all alike
             of_forward += seconds(lambda: extractor(piece))  # noqa: B023
             features = extractor(piece)
             of_distance += seconds(lambda: accumulator.update(features[0]))  # noqa: B023
-            of_everything += seconds(lambda: judge.update(features, None))  # noqa: B023
+            of_everything += seconds(lambda: everything_of.update(features, None))  # noqa: B023
         of_distance += seconds(accumulator.distances)
-        of_everything += seconds(judge.judgement)
+        of_everything += seconds(
+            lambda: (everything_of.distances, everything_of.kernel_distance, everything_of.manifold)  # noqa: B023
+        )
         forward.append(of_forward)
         distance.append(1 + of_distance / of_forward)
         everything.append(1 + of_everything / of_forward)
@@ -149,10 +149,11 @@ def speed(rounds: int) -> None:
     print(f"with kernel distance, precision, recall, density, coverage: {np.median(everything):.3f} ×")
 
     def judged(real: Real) -> None:
-        judge = Judge(real, 0)
+        features = Features(real, 0)
         for piece in batches(images):
-            judge.update(extractor(piece), None)
-        judge.judgement()
+            features.update(extractor(piece), None)
+        assert features.distances
+        assert features.kernel_distance
 
     ratios = []
     for _ in range(rounds):
@@ -263,10 +264,11 @@ def resizing(root: Path, count: int = 60) -> None:
 def memory(count: int) -> None:
     """Peak memory of judging `count` fakes; run it with two numbers and compare."""
     extractor = classifier()
-    judge, piece = Judge(real_of(extractor, noise(10_000)), 5000), noise(100)
+    features, piece = Features(real_of(extractor, noise(10_000)), 5000), noise(100)
     for _ in range(count // 100):
-        judge.update(extractor(piece), None)
-    judge.judgement()
+        features.update(extractor(piece), None)
+    assert features.distances
+    assert features.manifold
     print(f"{count:,} fakes: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

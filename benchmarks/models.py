@@ -34,7 +34,7 @@ from torch import nn
 from atelier.config import load_params
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.evaluation.distances import MomentsAccumulator
-from atelier.evaluation.draws import labels_like
+from atelier.evaluation.evaluator import labels_like
 from atelier.evaluation.reference import load_reference
 from atelier.files import read_json, write_json
 from atelier.models import MODELS, ImageShape, build_networks

@@ -69,6 +69,14 @@ def test_usage_errors_are_one_line_exit_2_and_import_nothing_heavy(arguments: li
     assert "imported: []" in result.stdout
 
 
+def test_what_is_not_ours_cannot_move_the_terminal() -> None:
+    result = atelier("evaluate", "\x1b[2K\x1b]0;title\x07\u202egan\natelier: all is well")
+    assert result.returncode == 2
+    assert r"runs has no '\x1b[2K\x1b]0;title\x07\u202egan\natelier: all is well'" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.rstrip("\n").isprintable()
+
+
 def test_every_stage_of_dvc_yaml_is_a_command_of_the_same_name() -> None:
     from ruamel.yaml import YAML
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import pickle
@@ -26,6 +27,7 @@ from atelier.config import Promote, load_params
 from atelier.errors import AtelierError
 from atelier.files import folder_digest, read_json
 from atelier.pictures import png_bytes
+from atelier.registry.card import model_card
 from atelier.registry.copy import ORIGIN_TAG
 from atelier.registry.gates import judge
 from atelier.registry.history import alias_version
@@ -68,6 +70,18 @@ def test_the_card_says_what_how_good_and_where_it_ends(registered: Path) -> None
     assert (package(registered) / "report" / "grid.png").is_file()
     assert "![" not in version.description
     assert len(version.description) <= 5000
+
+
+def test_names_in_a_card_are_text(registered: Path) -> None:
+    params = load_params(registered / "params.yaml")
+    run, config = params.run(NAME), Sampler.load(registered / "models" / NAME).config
+    info = dataclasses.replace(run.info, title="**x**\n# y <img src=x>", licence="[free](http://x) | none")
+    config = config.model_copy(update={"class_names": ["`0`", "$1$", "<script>"], "versions": {}})
+    card = model_card(NAME, dataclasses.replace(run, info=info), config, report(1.0), {})
+    assert "\n# y" not in card
+    assert r"\*\*x\*\* # y \<img src=x\>" in card
+    assert r"**\[free\](http://x) \| none**" in card
+    assert r"(\`0\`, \$1\$, \<script\>)" in card
 
 
 def test_rows_with_and_without_choices_draw_what_the_sampler_draws(sampler: RegisteredSampler) -> None:
@@ -131,7 +145,7 @@ def test_weights_replaced_by_a_pickle_run_nothing(
                 with pytest.raises(AtelierError) as told:
                     load()
                 assert "\n" not in str(told.value)
-                assert "does not fit" in str(told.value) if digest_too else "altered" in str(told.value)
+                assert ("damaged" if digest_too else "altered") in str(told.value)
     finally:
         weights.write_bytes(originals[0])
         config.write_text(originals[1])
