@@ -39,7 +39,7 @@ WITHOUT_EFFECT = {
     "ingest": {"ingest.timeout_seconds"},
     "prepare": set(),
     "reference": {"evaluate.extractors"},  # told; what it amounts to is dataset.extractors
-    "train": {"train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb"},
+    "train": {"train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb", "train.cuda_graph"},
     "evaluate": set(),
     "register": {"train.model_dump", "prepare.model_dump"},  # into the tags of a version
     "compare": set(),
@@ -181,6 +181,7 @@ CHANGES: dict[str, tuple[str, set[str]]] = {
     "train.checkpoint_seconds": ("61", set()),
     "train.checkpoints_kept": ("3", set()),
     "train.resident_mb": ("2049", set()),
+    "train.cuda_graph": ("false", set()),
     "evaluate.extractors": ("[lite0]", OF_ALL),
     "evaluate.samples": ("9000", OF_ALL),
     "evaluate.draws": ("4", OF_ALL),

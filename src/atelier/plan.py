@@ -36,7 +36,7 @@ class Stage:
 
 
 # Not here is what cannot change what is made: ingest.timeout_seconds, reference.inception (whose file is verified),
-# train.checkpoint_seconds, train.checkpoints_kept, train.resident_mb.
+# train.checkpoint_seconds, train.checkpoints_kept, train.resident_mb, train.cuda_graph.
 STAGES = {
     "ingest": Stage(
         "atelier.data.ingest", "datasets", ("dataset.path", "ingest.limit_files", "ingest.limit_gigabytes")
