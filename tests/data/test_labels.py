@@ -10,7 +10,7 @@ import pytest
 from atelier.config.catalogue import DatasetInfo
 from atelier.config.records import LeftOut
 from atelier.data.labels import find_labels, split_by_folder
-from atelier.data.pack import Pack, PackedFile, PackReader
+from atelier.data.pack import Pack, PackedFile
 from atelier.errors import AtelierError
 from own_pictures import card_of, counts, picture, write_pictures
 
@@ -45,7 +45,7 @@ def test_a_class_may_be_called_as_a_split_is(
 ) -> None:
     info = DatasetInfo("own", 32, 3, classes, split="folders")
     assert split_by_folder(path, info) == split
-    assert find_labels(Pack([PackedFile(path, "")], [], [], {}), None, info)[0] == [label]  # type: ignore[arg-type]
+    assert find_labels(Path(), Pack([PackedFile(path, "")], [], [], {}), info)[0] == [label]
 
 
 @pytest.mark.parametrize(
@@ -96,19 +96,10 @@ def test_tables_elsewhere_that_contradict_one_another_lose_the_picture(tmp_path:
     assert card.left_out == [LeftOut("images/0.png", "given more than one label in pets.csv")]
 
 
-@pytest.mark.parametrize("content", ["", "\n", "file\n", "file,label\n", "\0,\0\n", '"file,label\n'])
-def test_a_table_of_nothing_is_one_line(content: str) -> None:
-    class Reader(PackReader):
-        def __init__(self) -> None:
-            pass
-
-        def read(self, packed: PackedFile) -> bytes:
-            return content.encode()
-
-    info = DatasetInfo("own", 32, 3, ("cat", "dog"), labels="pets.csv")
-    pack = Pack([PackedFile("0.png", "")], [PackedFile("pets.csv", "")], [], {})
-    if content == "file,label\n":
-        assert find_labels(pack, Reader(), info) == (["not in pets.csv"], [])
-    else:
-        with pytest.raises(AtelierError, match=r"^pets\.csv: (has no column|not a CSV file)"):
-            find_labels(pack, Reader(), info)
+@pytest.mark.parametrize("content", ["\n", "file\n", "file,label\n", "\0,\0\n", '"file,label\n'])
+def test_a_table_of_nothing_is_one_line(tmp_path: Path, content: str) -> None:
+    folder = write_pictures(tmp_path / "pets", classes=())
+    (folder / "pets.csv").write_text(content)
+    reason = "not in pets.csv" if content == "file,label\n" else r"pets\.csv: (has no column|not a CSV file)"
+    with pytest.raises(AtelierError, match=reason):
+        card_of(tmp_path / "root", folder, BY_TABLE)

@@ -14,7 +14,7 @@ from atelier.config.catalogue import PublishedArrays
 from atelier.config.records import LeftOut
 from atelier.data import pack
 from atelier.data.sources import open_source
-from atelier.data.sources.archive import Limits, Request, is_archive
+from atelier.data.sources.archive import Request, is_archive
 from atelier.data.sources.idx import fetch_arrays, possible_names, read_arrays
 from atelier.errors import AtelierError, InputError, shown
 from atelier.files import atomic_directory, digest
@@ -50,8 +50,7 @@ def ingest(dataset: str, params: Params, root: Path, say: Say) -> Path:
     where = settings.paths.get(dataset)
     # kept when ingest is interrupted: what was downloaded is not downloaded again
     staging = target.with_name(f".{dataset}.download")
-    limits = Limits(settings.limit_files, int(settings.limit_gigabytes * 1e9))
-    request = Request(key, staging, limits, settings.timeout_seconds)
+    request = Request(key, staging, settings.limit_files, int(settings.limit_gigabytes * 1e9), settings.timeout_seconds)
     try:
         if info.arrays:
             _ingest_arrays(dataset, info.arrays, where, request, root, target, say)

@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from atelier.config.catalogue import DatasetInfo
 from atelier.config.records import LeftOut
@@ -25,7 +25,7 @@ Parts = tuple[str, ...]  # of a path, for comparison
 CHARSETS = ("cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "euc_kr")
 
 
-def find_labels(pack: Pack, reader: PackReader, info: DatasetInfo) -> tuple[list[Label | None], list[LeftOut]]:
+def find_labels(folder: Path, pack: Pack, info: DatasetInfo) -> tuple[list[Label | None], list[LeftOut]]:
     """The label of each picture, None for all if the data set has no classes; and the tables with rows for others.
 
     Raises:
@@ -38,6 +38,7 @@ def find_labels(pack: Pack, reader: PackReader, info: DatasetInfo) -> tuple[list
     found = [table for table in pack.tables if _comparable(PurePosixPath(table.name).name) == _comparable(info.labels)]
     if not found:
         raise AtelierError(f"{info.title}: no file '{info.labels}' among the pictures; add it, or correct 'labels'")
+    reader = PackReader(folder)
     return _labels_by_tables(pack.pictures, [_Table(table, reader, info) for table in found], info)
 
 

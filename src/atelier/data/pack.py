@@ -13,12 +13,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from atelier.config.records import LeftOut
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.progress import watch
+
+if TYPE_CHECKING:  # at run time where it is needed: a worker that decodes pictures starts a third of a second earlier
+    from atelier.config.records import LeftOut
 
 PACK, FILES, LEFT_OUT, SUMS = "pictures.zip", "files.csv", "left-out.csv", "SHA256SUMS"
 BLOCK_BYTES = 1 << 20
@@ -68,6 +70,8 @@ def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOu
     Raises:
         AtelierError: if a file cannot be read whole; the source is then not to be trusted with the others.
     """
+    from atelier.config.records import LeftOut
+
     files, refused = list[PackedFile](), list(left_out)
     spellings = dict[str, str]()
     with zipfile.ZipFile(folder / PACK, "w", zipfile.ZIP_STORED) as pack:
@@ -150,6 +154,8 @@ def read_pack(folder: Path, dataset: str) -> Pack:
         InputError: if there is none.
         AtelierError: if it is not as ingest wrote it.
     """
+    from atelier.config.records import LeftOut
+
     sums = folder / SUMS
     if not sums.is_file():
         raise InputError(f"{sums}: missing; run 'atelier ingest {dataset}' first")

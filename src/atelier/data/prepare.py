@@ -146,7 +146,7 @@ def _read_pictures(
     left_out: list[LeftOut],  # filled, as is `unused`
     unused: list[str],
 ) -> Iterator[Piece]:
-    labels, others = find_labels(packed, pack.PackReader(raw), info)
+    labels, others = find_labels(raw, packed, info)
     left_out += packed.left_out + others
     pairs = list(zip(packed.pictures, labels, strict=True))
     labelled = [(file, label) for file, label in pairs if not isinstance(label, str)]

@@ -304,6 +304,15 @@ def test_a_zip_without_its_beginning_is_blamed_itself(tmp_path: Path, share: flo
         packed(tmp_path / "root", source)
 
 
+def test_zips_one_after_another_are_not_taken_for_the_last(tmp_path: Path) -> None:
+    first, second = (zip_of(write_pictures(tmp_path / name, classes=())).read_bytes() for name in ("a", "b"))
+    (tmp_path / "both.zip").write_bytes(first + second)
+    with pytest.raises(AtelierError, match=r"both\.zip: not a whole zip archive \(it begins with another archive"):
+        packed(tmp_path / "root", tmp_path / "both.zip")
+    (tmp_path / "program.zip").write_bytes(b"MZ a program that unpacks itself" + second)
+    assert len(packed(tmp_path / "root", tmp_path / "program.zip")) == 60
+
+
 @pytest.mark.parametrize("where", ["", "  ", "~nobody-of-this-name/pets", "a\0b", "x" * 5000])
 def test_what_is_no_path_is_one_line(tmp_path: Path, where: str) -> None:
     params = load_params(write_params(tmp_path, "here", FLAT))

@@ -39,5 +39,6 @@ def open_source(where: str, request: Request, root: Path, judge: Judge) -> Itera
         known = " or ".join(f"{name}://" for name in SOURCES)
         raise InputError(f"{request.key}: {scheme}:// is not known; give a path, or an address with {known}")
     source = SOURCES[scheme](address, request) if separator else root / os.path.expanduser(where)
+    name = str(source) if isinstance(source, Path) else where
     with ExitStack() as stack:
-        yield read_contents(source, judge, request.limits, request.staging, stack)
+        yield read_contents(name, source, judge, request, stack)

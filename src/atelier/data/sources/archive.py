@@ -38,20 +38,13 @@ SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a source may hold at most, unpacked."""
-
-    files: int
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Request:
     """What a source is told beside an address."""
 
     key: str  # of the parameter that holds the address, for messages
     staging: Path  # what an interrupted download leaves here is not fetched again
-    limits: Limits
+    limit_files: int  # of all that it holds, unpacked
+    limit_bytes: int
     timeout_seconds: float  # of each connection
 
 
@@ -60,7 +53,7 @@ class Contents:
     """The files of a source that are wanted, each name once, and what is left out."""
 
     where: str
-    limits: Limits
+    request: Request
     entries: dict[str, Entry] = field(default_factory=dict)
     left_out: dict[LeftOut, None] = field(default_factory=dict)  # in order, each once
     files: int = 0
@@ -70,18 +63,19 @@ class Contents:
         """One more file of `size` bytes; `AtelierError` beyond the limits."""
         self.files += 1
         self.bytes += size
-        if self.files > self.limits.files:
-            raise AtelierError(
-                f"{self.where}: holds more than {self.limits.files} files; raise ingest.limit_files if that is right"
-            )
-        self.check(self.bytes)
+        self.check(self.files, self.bytes)
 
-    def check(self, size: int) -> None:
-        """`AtelierError` if a source of `size` bytes is beyond the limits."""
-        if size > self.limits.bytes:
+    def check(self, files: int, size: int) -> None:
+        """`AtelierError` if a source of so many files and bytes is beyond the limits."""
+        if files > self.request.limit_files:
             raise AtelierError(
-                f"{self.where}: unpacks to more than {self.limits.bytes / 1e9:g} GB; raise ingest.limit_gigabytes if "
-                "that is right"
+                f"{self.where}: holds more than {self.request.limit_files} files; raise ingest.limit_files if that is "
+                "right"
+            )
+        if size > self.request.limit_bytes:
+            raise AtelierError(
+                f"{self.where}: unpacks to more than {self.request.limit_bytes / 1e9:g} GB; raise "
+                "ingest.limit_gigabytes if that is right"
             )
 
     def leave_out(self, name: str, reason: str, *, is_picture: bool) -> None:
@@ -105,23 +99,23 @@ def is_archive(path: str) -> bool:
 
 
 def read_contents(
-    source: Path | Iterable[Entry], judge: Judge, limits: Limits, staging: Path, stack: ExitStack
+    where: str, source: Path | Iterable[Entry], judge: Judge, request: Request, stack: ExitStack
 ) -> Contents:
     """List the files of a folder, an archive, or a source that lists its own; those that are wanted can be read.
 
     Args:
+        where: its name, for messages.
         source: what to list.
         judge: of each file.
-        limits: a source beyond them is refused before it is unpacked.
-        staging: where a folder is made for what has to be unpacked, under numbers for names.
+        request: its limits are checked before anything is unpacked, to its staging, under numbers for names.
         stack: keeps an archive open, and what is unpacked, until it is left.
 
     Raises:
         InputError: if there is no such source, or it is neither folder nor archive.
         AtelierError: if the archive is broken, too large, or has a member that no honest archive has.
     """
-    contents = Contents(str(source) if isinstance(source, Path) else "", limits)
-    found, unpacked = _list(source, contents, judge, staging, stack)
+    contents = Contents(where, request)
+    found, unpacked = _list(source, contents, judge, stack)
     for entry in found:
         if contents.is_hidden(entry.name):
             continue
@@ -146,7 +140,7 @@ def read_contents(
 
 
 def _list(
-    source: Path | Iterable[Entry], contents: Contents, judge: Judge, staging: Path, stack: ExitStack
+    source: Path | Iterable[Entry], contents: Contents, judge: Judge, stack: ExitStack
 ) -> tuple[Iterable[Entry], Path | None]:
     """The files of a source, and a folder to unpack them to if they can only be read as they come."""
     if not isinstance(source, Path):
@@ -159,10 +153,10 @@ def _list(
         head = file.read(512)
     name = source.name.lower()
     if head.startswith(b"PK") or name.endswith(".zip"):
-        return _list_zip(source, contents, stack), None
+        return _list_zip(source, head, contents, stack), None
     if head.startswith(GZIP) or head[257:262] == b"ustar" or is_archive(name):
-        staging.mkdir(parents=True, exist_ok=True)
-        unpacked = stack.enter_context(tempfile.TemporaryDirectory(dir=staging))
+        contents.request.staging.mkdir(parents=True, exist_ok=True)
+        unpacked = stack.enter_context(tempfile.TemporaryDirectory(dir=contents.request.staging))
         return _list_tar(source, contents, stack), Path(unpacked)
     raise InputError(f"{source}: not an archive; give a folder, or one of {', '.join(ARCHIVE_SUFFIXES)}")
 
@@ -235,11 +229,14 @@ def _raise(error: OSError) -> None:
 # --- zip --------------------------------------------------------------------------------------------------------
 
 
-def _list_zip(path: Path, contents: Contents, stack: ExitStack) -> Iterator[Entry]:
+def _list_zip(path: Path, head: bytes, contents: Contents, stack: ExitStack) -> Iterator[Entry]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-        if any(info.header_offset < 0 for info in archive.infolist()):
+        offset = min((info.header_offset for info in archive.infolist()), default=0)
+        if offset < 0:
             raise zipfile.BadZipFile("its beginning is missing")
+        if offset > 0 and head.startswith(b"PK"):  # a program that unpacks itself begins otherwise
+            raise zipfile.BadZipFile("it begins with another archive, or with files that its directory does not list")
     except Exception as error:  # BadZipFile, NotImplementedError, OSError, struct.error and more
         raise AtelierError(
             f"{path}: not a whole zip archive ({error}); get it again, or join its parts if it is split"
@@ -289,7 +286,7 @@ class _Forward(io.RawIOBase):
         data = self.ahead[:size] or self.stream.read(size)
         self.ahead = self.ahead[len(data) :]
         self.position += len(data)
-        self.contents.check(self.position)
+        self.contents.check(0, self.position)
         return data
 
     def put_back(self, block: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atelier.data.pack import Entry, reading
-from atelier.data.sources.archive import Limits, Request, is_archive
+from atelier.data.sources.archive import Contents, Request, is_archive
 from atelier.errors import AtelierError, InputError
 from atelier.processes import retry
 from atelier.progress import watch
@@ -136,7 +136,7 @@ def from_s3(address: str, request: Request) -> Path | list[Entry]:
             if first and first[0]["Key"] == key:
                 return _fetch_object(client, bucket, first[0], request.staging / "archive", PurePosixPath(key).name)
         folder = key if not key or key.endswith("/") else f"{key}/"
-        objects = _list_objects(client, bucket, folder, url, request.limits)
+        objects = _list_objects(client, bucket, folder, Contents(url, request))
         if not objects:
             raise InputError(f"{url}: no object there; check the bucket and the prefix")
 
@@ -150,18 +150,13 @@ def from_s3(address: str, request: Request) -> Path | list[Entry]:
             return list(watch(pool.map(fetch_entry, objects), len(objects), url, "object"))
 
 
-def _list_objects(client: Any, bucket: str, folder: str, url: str, limits: Limits) -> list[dict[str, Any]]:
-    objects, total = list[dict[str, Any]](), 0
+def _list_objects(client: Any, bucket: str, folder: str, contents: Contents) -> list[dict[str, Any]]:
+    objects = list[dict[str, Any]]()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder):
         for item in page.get("Contents", []):
             if item["Key"].startswith(folder) and not item["Key"].endswith("/"):
                 objects.append({"Key": item["Key"], "ETag": item["ETag"], "Size": item["Size"]})
-                total += item["Size"]
-        if len(objects) > limits.files or total > limits.bytes:
-            raise AtelierError(
-                f"{url}: holds more than {limits.files} objects or {limits.bytes / 1e9:g} GB; "
-                "raise ingest.limit_files or ingest.limit_gigabytes if that is right"
-            )
+                contents.count(item["Size"])
     return objects
 
 

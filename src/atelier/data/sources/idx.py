@@ -18,7 +18,7 @@ import numpy as np
 
 from atelier.config.catalogue import IdxFile, Package, PublishedArrays
 from atelier.data.arrays import encode_idx
-from atelier.data.pack import BLOCK_BYTES, Entry, blocks
+from atelier.data.pack import BLOCK_BYTES, blocks
 from atelier.data.sources.archive import GZIP, Contents
 from atelier.data.sources.download import fetch
 from atelier.errors import AtelierError, InputError
@@ -166,20 +166,15 @@ def _read_one(name: str, contents: Contents, file: IdxFile) -> bytes:
     found = [entry for entry in contents.entries.values() if PurePosixPath(entry.name).name in _names(file)]
     if not found:
         raise InputError(f"{contents.where}: has no {file.official_name} (or .gz); add it, or leave the path out")
-    for position, entry in enumerate(found, start=1):
+    errors = []
+    for entry in found:
         try:
-            return _read_entry(name, entry, file)
-        except AtelierError:
-            if position == len(found):
-                raise
-    raise AssertionError
-
-
-def _read_entry(name: str, entry: Entry, file: IdxFile) -> bytes:
-    origin = f"{entry.origin}: {entry.name}"
-    if entry.size_bytes > file.bytes + 1024:
-        raise AtelierError(f"{origin}: larger than the published file; get it from another source")
-    return verify(name, b"".join(blocks(entry, BLOCK_BYTES)), file, origin)
+            if entry.size_bytes > file.bytes + 1024:
+                raise AtelierError(f"{contents.where}: {entry.name}: larger than the published file; get it elsewhere")
+            return verify(name, b"".join(blocks(entry, BLOCK_BYTES)), file, f"{contents.where}: {entry.name}")
+        except AtelierError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def verify(name: str, data: bytes, expected: IdxFile, origin: str) -> bytes:
