@@ -1,7 +1,5 @@
 """The prepared form of a data set: uint8 arrays that are memory-mapped, int64 labels, and a card."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -188,7 +186,7 @@ def check(dataset: str, root: Path) -> Found:
             found.problems.append(f"{path}: missing")
         elif digest(path) != sha256:
             found.problems.append(f"{path}: altered, its sha256 is not the one on the card")
-    present = {path for folder in (raw, prepared) if folder.is_dir() for path in folder.iterdir()}
+    present = {path for folder in (raw, prepared) for path in files_below(folder)}
     strangers = present - expected.keys() - {prepared / "card.json"}
     found.problems += [f"{path}: not on the card" for path in sorted(strangers)]
     if not found.problems:

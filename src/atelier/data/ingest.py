@@ -1,7 +1,5 @@
 """The stage `ingest`: from the sources of a data set to verified files in `data/raw/DATASET/`."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

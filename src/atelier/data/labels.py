@@ -1,7 +1,5 @@
 """The label of each picture, from the folders it lies in or from a CSV among the pictures; the folder of its split."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import io
@@ -25,14 +23,14 @@ Parts = tuple[str, ...]  # of a path, for comparison
 CHARSETS = ("cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "euc_kr")
 
 
-def find_labels(folder: Path, pack: Pack, info: DatasetInfo) -> tuple[list[Label | None], list[LeftOut]]:
-    """The label of each picture, None for all if the data set has no classes; and the tables with rows for others.
+def find_labels(folder: Path, pack: Pack, info: DatasetInfo) -> tuple[list[Label], list[LeftOut]]:
+    """The label of each picture, 0 for all if the data set has no classes; and the tables with rows for others.
 
     Raises:
         AtelierError: if there is no such CSV, it cannot be read, or it gives a picture a class that does not exist.
     """
     if not info.class_names:
-        return [None] * len(pack.pictures), []
+        return [0] * len(pack.pictures), []
     if info.labels == "folders":
         return [_label_by_folder(picture.name, info) for picture in pack.pictures], []
     found = [table for table in pack.tables if _comparable(PurePosixPath(table.name).name) == _comparable(info.labels)]
@@ -119,7 +117,7 @@ class _Table:
         except csv.Error as error:
             raise AtelierError(f"{self.name}: not a CSV file ({error}); save it as CSV") from None
 
-    def _read(self, rows: csv.DictReader[str], info: DatasetInfo) -> None:
+    def _read(self, rows: "csv.DictReader[str]", info: DatasetInfo) -> None:
         for column in (info.file_column, info.label_column):
             if column not in (rows.fieldnames or ()):
                 raise AtelierError(
@@ -156,8 +154,8 @@ class _Table:
 
 def _labels_by_tables(
     pictures: Sequence[PackedFile], tables: list[_Table], info: DatasetInfo
-) -> tuple[list[Label | None], list[LeftOut]]:
-    labels: list[Label | None] = [_label_by_tables(picture.name, tables, info) for picture in pictures]
+) -> tuple[list[Label], list[LeftOut]]:
+    labels = [_label_by_tables(picture.name, tables, info) for picture in pictures]
     unused = []
     for table in tables:
         if others := [file for parts, (_, file) in table.labels.items() if parts not in table.used]:

@@ -1,7 +1,5 @@
 """The stage `prepare`: from raw files to arrays, a card and a contact sheet in `data/prepared/DATASET/`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,32 +149,24 @@ def _read_pictures(
     pairs = list(zip(packed.pictures, labels, strict=True))
     labelled = [(file, label) for file, label in pairs if not isinstance(label, str)]
     left_out += [LeftOut(file.name, label) for file, label in pairs if isinstance(label, str)]
-    sorter = Sorter(info)
-    position = 0
+    sorter, files = Sorter(info), iter(labelled)
     rendered = render_all(raw, [file for file, _ in labelled], form, workers)
     with bar(len(labelled), f"prepare {raw.name}", "picture") as advance:
         for result in rendered:
-            rows: dict[Split, list[int]] = {split: [] for split in SPLITS}
-            numbers: dict[Split, list[int]] = {split: [] for split in SPLITS}
+            kept: dict[Split, dict[int, int]] = {split: {} for split in SPLITS}  # row of the images → label
             row = 0
-            for outcome in result.outcomes:
-                file, label = labelled[position]
-                position += 1
-                if isinstance(outcome, str):
-                    left_out.append(LeftOut(file.name, outcome))
-                    continue
-                split = sorter.split_of(file.name, outcome)
+            for outcome, (file, label) in zip(result.outcomes, files, strict=False):
+                split = LeftOut(file.name, outcome) if isinstance(outcome, str) else sorter.split_of(file.name, outcome)
                 if isinstance(split, LeftOut):
                     left_out.append(split)
                 elif split is None:
                     unused.append(file.name)
                 else:
-                    rows[split].append(row)
-                    numbers[split].append(-1 if label is None else label)
-                row += 1
+                    kept[split][row] = label
+                row += isinstance(outcome, bytes)
             advance(len(result.outcomes))
-            for split in SPLITS:
-                yield Piece(split, result.images[rows[split]], np.array(numbers[split], dtype=np.int64))
+            for name, rows in kept.items():
+                yield Piece(name, result.images[list(rows)], np.array(list(rows.values()), dtype=np.int64))
 
 
 def _check_left_out(info: DatasetInfo, left_out: list[LeftOut], good: int, limit: float) -> None:

@@ -1,7 +1,5 @@
 """Raw data by version, where there is no checkout: out of a DVC remote as dvc.lock says, or into one."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

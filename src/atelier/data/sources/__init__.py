@@ -1,7 +1,5 @@
 """Where data come from: this machine, or a place that a module here fetches them from by its address."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What lies in a folder, a .zip or a .tar(.gz): files by name, read without ever unpacking by name."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import hashlib

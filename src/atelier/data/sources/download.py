@@ -1,7 +1,5 @@
 """Fetching over HTTP and from S3: with time-outs, trying again, and going on where a transfer broke."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

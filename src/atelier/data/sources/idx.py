@@ -1,7 +1,5 @@
 """Arrays as MNIST and its relatives are published: four IDX files, pinned by the md5 of their content."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import io

@@ -1,7 +1,5 @@
 """kaggle://OWNER/NAME: a public data set of Kaggle, in kagglehub's own cache."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from pathlib import Path
