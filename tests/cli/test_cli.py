@@ -91,3 +91,16 @@ def test_every_stage_of_dvc_yaml_is_a_command_of_the_same_name() -> None:
         assert definition["cmd"].split()[:2] == ["atelier", name]
         assert name in app.commands
         assert name in sections or name == "plan"
+
+
+def test_a_closed_standard_error_swallows_what_is_said_and_gives_its_number_to_no_file(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets: []")
+    code = f"""
+import os, sys
+from atelier.cli import main
+sys.argv = ["atelier", "ingest", "mnist", "--root", {str(tmp_path)!r}]
+print(main(), open(os.devnull).fileno() > 2)
+"""
+    closed = 'exec "$0" -c "$1" 2>&-'
+    result = subprocess.run(["sh", "-c", closed, sys.executable, code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "2 True\n")

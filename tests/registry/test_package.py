@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,22 +24,23 @@ import pandas as pd
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
-from registries import report
+from registries import add_version, report
 
 from atelier.config import Promote, load_params
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest, read_json
 from atelier.pictures import png_bytes
-from atelier.registry.card import model_card
-from atelier.registry.copy import ORIGIN_TAG
-from atelier.registry.gates import judge
+from atelier.registry.gates import Judged, judge
 from atelier.registry.history import alias_version
+from atelier.registry.lineage import ORIGIN_TAG, PACKAGE_TAG, judged
+from atelier.registry.package import model_card
 from atelier.registry.promote import promote
 from atelier.registry.pyfunc_model import MAX_BYTES, RegisteredSampler
-from atelier.registry.register import PACKAGE_TAG, register
+from atelier.registry.register import register
+from atelier.registry.reproduce import reproduce
 from atelier.registry.sample import sample
 from atelier.sampler import Sampler
-from atelier.tracking import client, store
+from atelier.tracking import client, using
 
 NAME = "mnist-cvae"
 URI = f"models:/{NAME}/1"
@@ -100,10 +104,15 @@ def test_rows_with_and_without_choices_draw_what_the_sampler_draws(sampler: Regi
         ({"n": 0}, "n must be at least 1"),
         ({"n": MAX_BYTES}, f"1 to {MAX_BYTES // 784} a call"),
         ({"n": 1.5}, "n 1.5: must be a whole number"),
-        ({"n": "many"}, "n 'many': must be a whole number"),
+        ({"n": "many"}, "n 'many': must be a number"),
+        ({"n": [1, 2]}, r"n \[1, 2\]: must be a number"),
         ({"n": 1, "seed": -1}, "seed at least 0"),
         ({"n": 1, "label": 10}, "knows 0 to 9"),
         ({"n": 1, "truncation": 0}, "must be above 0"),
+        ({"n": 1, "truncation": "a"}, "truncation 'a': must be a number"),
+        ({"n": 1, "truncation": math.inf}, "must be above 0"),
+        ({"n": 1, "label": math.inf}, "label inf: must be a whole number"),
+        ({0: 1}, "'0': not a column"),
         ({"n": 1, "colour": 1}, "'colour': not a column"),
     ],
 )
@@ -132,20 +141,14 @@ def test_weights_replaced_by_a_pickle_run_nothing(
         for digest_too in (False, True):
             weights.write_bytes(hostile)
             if digest_too:
-                import hashlib
-
                 text = json.loads(originals[1])
                 text["weights_sha256"]["sampler"] = hashlib.sha256(hostile).hexdigest()
                 config.write_text(json.dumps(text))
             client(registered)
-            for load in (
-                lambda: mlflow.pyfunc.load_model(URI),
-                lambda: sample(URI, 1, 0, None, tmp_path / "x.png", registered),
-            ):
-                with pytest.raises(AtelierError) as told:
-                    load()
-                assert "\n" not in str(told.value)
-                assert ("damaged" if digest_too else "altered") in str(told.value)
+            with pytest.raises(AtelierError, match=r"^[^\n]*damaged" if digest_too else r"^[^\n]*altered"):
+                mlflow.pyfunc.load_model(URI)
+            with pytest.raises(AtelierError, match=rf"^{URI} in sqlite[^\n]*: altered"):
+                sample(URI, 1, 0, None, tmp_path / "x.png", registered)
     finally:
         weights.write_bytes(originals[0])
         config.write_text(originals[1])
@@ -154,18 +157,78 @@ def test_weights_replaced_by_a_pickle_run_nothing(
     assert mark.exists()
 
 
+def test_weights_and_config_replaced_together_are_not_drawn_from(registered: Path, tmp_path: Path) -> None:
+    weights = package(registered) / "model" / "sampler.safetensors"
+    config = weights.with_name("config.json")
+    originals = weights.read_bytes(), config.read_text()
+    try:
+        changed = originals[0][:-1] + bytes([originals[0][-1] ^ 1])
+        weights.write_bytes(changed)
+        text = json.loads(originals[1])
+        text["weights_sha256"]["sampler"] = hashlib.sha256(changed).hexdigest()
+        config.write_text(json.dumps(text))
+        with pytest.raises(AtelierError, match=f"{URI} in sqlite.*: altered"):
+            sample(URI, 1, 0, None, tmp_path / "x.png", registered)
+        with pytest.raises(AtelierError, match=f"{URI} in sqlite.*: altered"):
+            reproduce(URI, (), registered, print)
+    finally:
+        weights.write_bytes(originals[0])
+        config.write_text(originals[1])
+    sample(URI, 1, 0, None, tmp_path / "x.png", registered)
+
+
+def test_sampling_changes_nothing_in_the_store_and_leaves_nothing_behind(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = folder_digest(registered / "mlartifacts")
+    sample(URI, 1, 0, None, registered / "x.png", registered)
+    assert folder_digest(registered / "mlartifacts") == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_without_a_digest_is_not_drawn_from(registered: Path, tmp_path: Path) -> None:
+    add_version(registered, "foreign", None)
+    with pytest.raises(InputError, match="models:/foreign/1: bears no digest of its files"):
+        sample("models:/foreign/1", 1, 0, None, tmp_path / "x.png", registered)
+
+
+@pytest.mark.processes
+def test_the_process_that_tries_a_package_ends_with_its_parent(tmp_path: Path, environment: dict[str, str]) -> None:
+    code = '''
+import sys, pathlib
+from atelier.registry import package
+package.SMOKE_TEST = f"""
+import os, pathlib, time
+pathlib.Path({sys.argv[1]!r}).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+package.smoke_test(pathlib.Path(sys.argv[2]), "models:/m-1")
+'''
+    mark = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(mark), str(tmp_path)], env=environment)
+    while not (mark.is_file() and mark.read_text()):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    child = Path("/proc") / mark.read_text()
+    while child.is_dir() and "\nState:\tZ" not in (child / "status").read_text():
+        time.sleep(0.05)
+
+
 def test_to_another_registry_and_its_champion_there(registered: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     said: list[str] = []
     promote(NAME, None, "champion", Promote(), registered, said.append, dry_run=True, to_registry=uri)
-    with store(uri):
+    with using(uri):
         assert client(registered).search_model_versions(f"name = '{NAME}'") == []
     promote(NAME, None, "champion", Promote(), registered, said.append, to_registry=uri)
     promote(NAME, None, "champion", Promote(), registered, said.append, to_registry=uri)
     assert said[-1] == f"{URI} is the champion already"
     origin = client(registered).get_model_version(NAME, "1").tags
     assert alias_version(client(registered), NAME, "champion") is None
-    with store(uri):
+    with using(uri):
         (copy,) = client(registered).search_model_versions(f"name = '{NAME}'")
         assert alias_version(client(registered), NAME, "champion") == 1
     assert copy.tags == origin | {ORIGIN_TAG: copy.tags[ORIGIN_TAG]}
@@ -217,17 +280,31 @@ def test_served_over_http(registered: Path, environment: dict[str, str], sampler
         assert (np.array(ask(rows).json()["predictions"]) == expected).all()
         pictures = ask(rows, format="png").json()["predictions"]
         assert [base64.b64decode(picture) for picture in pictures] == [png_bytes(image) for image in expected]
-        refused = ask([{"n": 10**9}])
-        assert refused.status_code == 400
-        assert f"1 to {MAX_BYTES // 784} a call" in refused.json()["message"]
+        for row, message in (
+            ({"n": 10**9}, f"1 to {MAX_BYTES // 784} a call"),
+            ({"n": 1, "truncatoin": 0.5}, "'truncatoin': not a column"),
+            ({"n": 1, "truncation": "a"}, "truncation 'a': must be a number"),
+            ({"n": 1.5}, "n 1.5: must be a whole number"),
+        ):
+            refused = ask([row])
+            assert refused.status_code == 400
+            assert message in refused.json()["message"]
+            assert "stack_trace" not in refused.json()
+        nothing = [{"n": 1, "label": None, "seed": None, "truncation": None}, {"n": 1, "seed": 3}]
+        assert (np.array(ask(nothing).json()["predictions"]) == sampler.predict(pd.DataFrame(nothing))).all()
+        table = requests.post(
+            f"{url}/invocations", data="n,label,seed\n2,3,5\n1,,\n", headers={"Content-Type": "text/csv"}, timeout=60
+        )
+        expected = sampler.predict(pd.DataFrame([*rows, {"n": 1}]))
+        assert (np.array(table.json()["predictions"]) == expected).all()
     finally:
         os.killpg(process.pid, 9)  # its own session: it and its workers
         process.wait()
 
 
-def test_a_report_is_comparable_with_itself(registered: Path) -> None:
-    metrics = read_json(registered / "reports" / NAME / "metrics.json")
-    (gate,) = judge(metrics, metrics, Promote())
+def test_a_version_is_comparable_with_itself(registered: Path) -> None:
+    ours = judged(client(registered).get_model_version(NAME, "1"))
+    (gate,) = judge(ours, ours, Promote())
     assert not gate.passed
     assert "better than" in gate.rule
-    assert not judge(metrics, report(1.0), Promote())[0].passed
+    assert not judge(ours, Judged(report(1.0).metrics, report(1.0)), Promote())[0].passed

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from registries import add_version, assert_one_champion, promote_at_once, report
 
+from atelier.cli import main
 from atelier.config import Promote
 from atelier.config.records import Report
 from atelier.errors import AtelierError, InputError
-from atelier.registry.gates import judge
-from atelier.registry.history import Change, alias_version, append, read_history, replay
+from atelier.registry.gates import Judged, judge
+from atelier.registry.history import TAG, Change, alias_version, append, history_name, read_history, replay
+from atelier.registry.lineage import METRICS_TAG
 from atelier.registry.promote import promote, read, rollback
 from atelier.tracking import client
 
@@ -62,7 +68,7 @@ def test_first_better_worse_and_back(root: Path, capsys: pytest.CaptureFixture[s
     ]
     assert changes[1].reason == "half the distance"
     assert [c.forced for c in changes] == [False, False, True, False, False, False, False]
-    assert changes[2].gates[-1]["passed"] is False
+    assert not changes[2].gates[-1].passed
 
 
 def test_a_dry_run_and_what_is_refused_change_nothing(root: Path) -> None:
@@ -72,8 +78,8 @@ def test_a_dry_run_and_what_is_refused_change_nothing(root: Path) -> None:
         promote("digits", 1, "champion", GATES, root, print)
     for arguments, message in (
         (("nobody", None), "no registered model of this name"),
-        (("digits", 7), "no such version; there are 1, 2"),
-        (("digits", 2), "bears no figures"),
+        (("digits", 7), "no such version; the newest is 2"),
+        (("digits", 2), "bears no metrics"),
     ):
         with pytest.raises(InputError, match=message):
             promote(*arguments, "champion", GATES, root, print)
@@ -101,6 +107,125 @@ def test_a_version_deleted_since_is_passed_over(root: Path) -> None:
     client(root).delete_model_version("digits", "2")
     assert rollback("digits", "champion", root, print) == 1
     assert champion(root) == 1
+
+
+def test_a_champion_deleted_since_does_not_hold_anything_up(root: Path) -> None:
+    for mean in (3.0, 2.0, 2.5, 1.0):
+        add_version(root, "digits", report(mean))
+    for version in (1, 2):
+        promote("digits", version, "champion", GATES, root, print)
+    client(root).delete_model_version("digits", "2")
+    history = read("digits", "champion", root)
+    assert history.deleted
+    assert "stands nowhere: its version 2 was deleted" in history.lines("digits", "champion")[0]
+    assert json.loads(history.to_json())["champion"] is None
+    # the one before it is what the next has to be better than, and is not restored unasked
+    with pytest.raises(AtelierError, match=r"digits/4 is not promoted: fd_classifier 1 ± 0\.1, must be at most 0\.5"):
+        promote("digits", 4, "champion", Promote(at_most={"fd_classifier": 0.5}), root, print)
+    assert champion(root) is None
+    promote("digits", 3, "champion", GATES, root, print, dry_run=True)
+    promote("digits", 4, "champion", GATES, root, print)
+    assert champion(root) == 4
+    client(root).delete_model_version("digits", "4")
+    assert rollback("digits", "champion", root, print) == 1
+    assert champion(root) == 1
+    assert not read("digits", "champion", root).deleted
+
+
+def test_the_champion_before_a_deleted_one_can_be_promoted_again(root: Path) -> None:
+    for mean in (3.0, 2.0):
+        add_version(root, "digits", report(mean))
+        promote("digits", None, "champion", GATES, root, print)
+    client(root).delete_model_version("digits", "2")
+    promote("digits", 1, "champion", GATES, root, print)
+    assert champion(root) == 1
+
+
+def test_more_versions_and_changes_than_a_page_holds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = MlflowClient.search_model_versions
+
+    def two_a_page(client: MlflowClient, filter_string: str, max_results: int = 2, *rest: Any, **options: Any) -> Any:
+        return search(client, filter_string, min(max_results, 2), *rest, **options)
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", two_a_page)
+    for mean in range(9, 4, -1):
+        add_version(root, "digits", report(float(mean)))
+        promote("digits", None, "champion", GATES, root, print)
+    assert len(read("digits", "champion", root).changes) == 5
+    assert rollback("digits", "champion", root, print) == 4
+    promote("digits", 1, "champion", GATES, root, print, force=True, reason="the first")
+    assert champion(root) == 1
+
+
+def test_a_user_without_a_name_promotes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    add_version(root, "digits", report(3.0))
+    promote("digits", None, "champion", GATES, root, print)
+    assert read("digits", "champion", root).changes[0].by == f"uid {os.getuid()}"
+
+
+def forge(root: Path, **changes: Any) -> None:
+    """Overwrite the tag of the first change in a history."""
+    mlflow_client = client(root)
+    log = history_name("digits", "champion")
+    tag = json.loads(mlflow_client.get_model_version(log, "1").tags[TAG]) | changes
+    mlflow_client.set_model_version_tag(log, "1", TAG, json.dumps(tag))
+
+
+def test_what_a_stranger_wrote_into_tags_stays_in_its_line(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "ok\n   2  2030-01-01  boss  promoted version 7\x1b[1A\x1b[2K\u202e\x9b"
+    add_version(root, "digits", report(3.0))
+    promote("digits", None, "champion", GATES, root, print)
+    forge(root, reason=hostile, by=hostile, at=hostile)
+    (root / "params.yaml").write_text("datasets: [mnist]\nruns: {one: {dataset: mnist, model: cgan}}\n")
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["atelier", "history", "digits", "--root", str(root)])
+    assert main() is None
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert all(line.isprintable() for line in said)
+
+
+def test_a_version_that_says_metrics_alone_is_held_against_thresholds_alone(root: Path) -> None:
+    """As one that another tool made."""
+    alone = {"fd_classifier": {"mean": 1, "deviation": 0.1, "draws": [1, 1]}, "conditions": {}}
+    for mean in (1, 0.5):
+        alone["fd_classifier"]["mean"] = mean
+        version = add_version(root, "digits", None)
+        client(root).set_model_version_tag("digits", str(version), METRICS_TAG, json.dumps(alone))
+    promote("digits", 1, "champion", GATES, root, print)
+    with pytest.raises(AtelierError, match="cannot be compared: one of them does not say what it was measured against"):
+        promote("digits", 2, "champion", GATES, root, print)
+    client(root).set_model_version_tag("digits", "2", METRICS_TAG, '{"fd_classifier": {"mean": "low"}}')
+    with pytest.raises(AtelierError, match=r"^models:/digits/2: tag atelier\.metrics: not a report"):
+        promote("digits", 2, "champion", GATES, root, print)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "seven"},
+        {"after": None},
+        {"action": "destroy"},
+        {"gates": [{"metric": 1}]},
+    ],
+)
+def test_a_damaged_change_is_named(root: Path, changes: dict[str, Any]) -> None:
+    add_version(root, "digits", report(3.0))
+    promote("digits", None, "champion", GATES, root, print)
+    forge(root, **changes)
+    with pytest.raises(AtelierError, match=r"^models:/digits\.champion/1: its tag atelier\.change is damaged"):
+        read("digits", "champion", root)
+
+
+def test_a_rollback_to_what_was_never_champion_is_void() -> None:
+    changes = [CHANGE, replace(CHANGE, number=2, action="rollback", version=9, after=1)]
+    assert (replay(changes).champions, replay(changes).effective) == ([1], [1])
 
 
 def test_a_promotion_cut_short_after_its_record_is_completed_by_the_next_command(
@@ -174,13 +299,17 @@ def test_replay_of_every_interleaving_agrees_with_its_winners() -> None:
     ],
 )
 def test_the_gate_against_the_champion(candidate: Report, against: Report, passed: bool, found: str) -> None:
-    (gate,) = judge(candidate, against, Promote())
+    (gate,) = judge(*(Judged(each.metrics, each) for each in (candidate, against)), Promote())
     assert gate.passed == passed
     assert gate.found.startswith(found)
 
 
 def test_thresholds_name_what_is_not_measured() -> None:
-    gates = judge(report(1.0), None, Promote(at_most={"fd_classifier": 1, "fd_clasifier": 1}, at_least={"recall": 0.5}))
+    gates = judge(
+        Judged(report(1.0).metrics, None),
+        None,
+        Promote(at_most={"fd_classifier": 1, "fd_clasifier": 1}, at_least={"recall": 0.5}),
+    )
     assert [gate.passed for gate in gates] == [True, False, False]
     assert gates[0].found == "1 ± 0.1"
     assert gates[1].found == "not measured; did you mean 'fd_classifier'?"

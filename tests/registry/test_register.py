@@ -53,7 +53,7 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
     (version_file,) = root.glob("runs/mnist-cgan/*/version.json")
     version = read_json(version_file)
     assert version["uri"] == "models:/mnist-cgan/1"
-    assert entry == {key: version[key] for key in ("name", "weights_sha256", "report_sha256")}  # all the same anywhere
+    assert entry == {key: version[key] for key in ("format", "name", "weights_sha256", "report_sha256")}  # anywhere
 
     # the journal is in MLflow, each tick once, and the report with it
     journal = read_journal(root / "models" / "mnist-cgan" / "journal.jsonl")
@@ -138,6 +138,32 @@ def test_a_store_that_fails_at_any_step_leaves_nothing_half_made(
             assert version.description
     register("mnist-cvae", params, root, print)
     assert len(versions(root, "mnist-cvae")) == 1
+
+
+def test_a_checkout_that_git_refuses_makes_no_version_without_its_commit(
+    judged: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = judged
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(AtelierError, match=r"dubious ownership.*add safe\.directory"):
+        register("mnist-cgan", params, root, print)
+    assert not (root / "registry").exists()
+
+
+def test_a_moved_workspace_keeps_what_is_registered_until_its_files_are_gone(
+    judged: tuple[Path, Params], tmp_path: Path
+) -> None:
+    root, params = judged
+    register("mnist-cgan", params, root, print)
+    moved = root.rename(tmp_path / "moved")
+    sample("models:/mnist-cgan/1", 1, 0, None, tmp_path / "x.png", moved)
+    register("mnist-cgan", params, moved, print)
+    assert len(versions(moved, "mnist-cgan")) == 1
+    assert not root.exists()
+    shutil.rmtree(moved / "mlartifacts")
+    with pytest.raises(AtelierError, match="models:/mnist-cgan/1: registered, but its files are gone"):
+        register("mnist-cgan", params, moved, print)
 
 
 def test_a_report_of_other_weights_is_refused(judged: tuple[Path, Params]) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from atelier.config import load_params
 from atelier.data.arrays import dvc_md5
+from atelier.errors import AtelierError
 from atelier.files import folder_digest
 from atelier.registry.lineage import COMMIT_TAG, DATA_TAG
 from atelier.registry.register import register
+from atelier.registry.reproduce import RecordedParams
 from atelier.tracking import client
 
 PROJECT = Path(__file__).parents[2]
@@ -52,8 +56,8 @@ class Project:
         self.run(sys.executable, "-m", "dvc", "unprotect", "--quiet", "data/prepared/mnist")
         shutil.rmtree(self.first / ".dvc" / "cache")
 
-    def reproduce(self, *options: str) -> tuple[int, str]:
-        environment = self.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.first / 'mlflow.db'}"}
+    def reproduce(self, *options: str, **variables: str) -> tuple[int, str]:
+        environment = self.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.first / 'mlflow.db'}"} | variables
         before = folder_digest(self.clone / "src"), (self.clone / "params.yaml").read_bytes()
         command = [sys.executable, "-m", "atelier", "reproduce", URI, "--root", str(self.clone), *options]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -71,7 +75,19 @@ def test_the_same_weights_from_a_clone_without_the_data(project: Project) -> Non
     # what the clone's parameters say by now does not matter
     text = (project.clone / "params.yaml").read_text()
     (project.clone / "params.yaml").write_text(text.replace("kimg: 2", "kimg: 1"))
-    assert project.reproduce() == (0, f"{URI}: equal, bit for bit: encoder, sampler")
+    git = ["git", "-C", str(project.clone)]
+    (project.clone / "staged").write_text("not committed yet")
+    subprocess.run([*git, "add", "staged"], check=True)
+
+    def state() -> str:
+        return subprocess.run([*git, "status", "--branch", "--porcelain"], stdout=-1, text=True, check=True).stdout
+
+    before, folder = state(), project.clone / ".git"
+    # as git sets them for hooks, and `git rebase --exec` for its commands; as torchrun and DVC for theirs
+    told = {"GIT_DIR": str(folder), "GIT_INDEX_FILE": str(folder / "index"), "GIT_WORK_TREE": str(project.clone)}
+    told |= {"RANK": "1", "WORLD_SIZE": "2", "DVC_ROOT": "/nowhere", "MLFLOW_RUN_ID": "0" * 32}
+    assert project.reproduce(**told) == (0, f"{URI}: equal, bit for bit: encoder, sampler")
+    assert state() == before
 
 
 def test_another_parameter_is_named(project: Project) -> None:
@@ -95,10 +111,42 @@ def test_a_changed_byte_of_data_is_named(project: Project) -> None:
     assert last.startswith("atelier: data/prepared/mnist/train-images.npy: was trained on with sha256 ")
 
 
-def test_a_commit_that_is_not_here_is_named(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("commit", "message"),
+    [("0" * 40, f"has no commit {'0' * 40}; fetch it"), ("--exec=touch /tmp/x", "does not say from which commit")],
+)
+def test_a_commit_that_is_not_here_is_named(project: Project, commit: str, message: str) -> None:
     recorded = project.client.get_model_version("mnist-cvae", "1").tags[COMMIT_TAG]
-    project.client.set_model_version_tag("mnist-cvae", "1", COMMIT_TAG, "0" * 40)
+    project.client.set_model_version_tag("mnist-cvae", "1", COMMIT_TAG, commit)
     code, last = project.reproduce()
     project.client.set_model_version_tag("mnist-cvae", "1", COMMIT_TAG, recorded)
     assert code == 2
-    assert f"has no commit {'0' * 40}; fetch it" in last
+    assert message in last
+
+
+def test_recorded_parameters_are_taken_by_the_reader_of_params(tmp_path: Path) -> None:
+    text = """
+datasets: [own]
+runs: {one: {dataset: own, model: cgan}}
+ingest: {paths: {own: .}}
+prepare: {sets: {own: {side: 32, channels: 3}}}
+"""
+    (tmp_path / "params.yaml").write_text(text)
+    params = load_params(tmp_path / "params.yaml")
+    one = params.run("one")
+    # every key of the recipe, those without effect too, and null for what was not set, as former versions have it
+    tag = {
+        "runs": {"one": {"dataset": "own", "model": "cgan"} | one.recipe.model_dump()},
+        "train": params.train.model_dump(),
+        "prepare": params.prepare.model_dump(),
+    }
+    recorded = RecordedParams.parse(json.dumps(tag), "its tag", "register it again")
+    with (tmp_path / "again.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(
+            {"datasets": ["own"], "ingest": {"paths": {"own": "."}}} | recorded.sections(), file
+        )
+    again = load_params(tmp_path / "again.yaml")
+    assert (again.run("one"), again.prepare, again.train) == (one, params.prepare, params.train)
+    for damaged in ("{", "[]", '{"runs": {}}', json.dumps(tag | {"ingest": {"paths": {"own": "/etc"}}})):
+        with pytest.raises(AtelierError, match=r"^its tag: "):
+            RecordedParams.parse(damaged, "its tag", "register it again")

@@ -20,8 +20,9 @@ from mlflow import MlflowClient
 
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
-from atelier.tracking import client, ensure_run
-from atelier.tracking.feed import LINES_PER_BATCH, Feed, finish_run, send_journal
+from atelier.tracking import client
+from atelier.tracking.feed import LINES_PER_BATCH, Feed, finish_run, last_step_sent, send_journal
+from atelier.tracking.runs import ensure_run
 from small_trainings import figures_in_journal, figures_in_mlflow
 
 PARAMS = {"dataset": "mnist", "batch": 32}
@@ -109,6 +110,23 @@ def test_killed_training_goes_on_in_its_run(training: Training) -> None:
     assert_complete(training)
 
 
+def test_steps_written_again_after_the_feed_has_begun_are_there_once(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.write(5)
+    training.feed().end("KILLED", 60)
+    training.go_back(3)
+    begun = threading.Event()
+    monkeypatch.setattr("atelier.tracking.feed.last_step_sent", lambda *a: (last_step_sent(*a), begun.set())[0])
+    second = training.feed()
+    assert begun.wait(60)
+    for _ in range(4):
+        training.write(1)
+        second.join(0.1)
+    second.end("FINISHED", 60)
+    assert_complete(training)
+
+
 def test_hard_killed_training_goes_on_in_its_run(training: Training) -> None:
     training.write(5)
     first = training.feed()
@@ -145,7 +163,7 @@ def test_a_run_whose_making_was_not_heard_of_is_found_again(
 def test_a_line_sent_twice_is_there_once(training: Training) -> None:
     training.write(5)
     training.feed().end("RUNNING", 60)
-    send_journal(client(training.folder.parent), training.run_id, training.journal, training.timing, sent=0)
+    send_journal(client(training.folder.parent), training.run_id, training.journal, training.timing, sent=-1)
     assert_complete(training, "RUNNING")
 
 

@@ -200,6 +200,7 @@ def check(dataset: str, as_json: bool, root: Path) -> None:
 
 def main() -> Any:
     """Entry point: every error is one line on standard error; exit code 2 for wrong input, 1 for a failure."""
+    _open_closed_streams()
     if "OMP_WAIT_POLICY" not in os.environ:
         # threads that wait for each other spin for some microseconds, then sleep: the default of some milliseconds is a
         # sixth faster on idle cores, and brings a training to a standstill on busy ones
@@ -232,3 +233,14 @@ def main() -> Any:
             raise
         say(f"atelier: not enough memory for these networks and batches; lower batch, width or latent ({error})")
         return 1
+
+
+def _open_closed_streams() -> None:
+    """Standard output or error that was closed (`2>&-`) swallows what is written, and no file takes its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))

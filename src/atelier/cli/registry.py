@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from atelier.cli.options import overrides_option, require_root, root_option, say, with_params
+from atelier.cli.options import overrides_option, require_root, root_option, say, show, with_params
 from atelier.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def promote(
         raise InputError("--force: give a --reason TEXT, it is recorded")
     from atelier.registry.promote import promote
 
-    promote(name, version, alias, params.promote, root, print, reason, force, dry_run, to_registry)
+    promote(name, version, alias, params.promote, root, show, reason, force, dry_run, to_registry)
 
 
 @click.command()
@@ -98,7 +98,7 @@ def rollback(name: str, alias: str, reason: str, root: Path) -> None:
     require_root(root)
     from atelier.registry.promote import rollback
 
-    rollback(name, alias, root, print, reason)
+    rollback(name, alias, root, show, reason)
 
 
 @click.command()
@@ -109,16 +109,11 @@ def rollback(name: str, alias: str, reason: str, root: Path) -> None:
 def history(name: str, alias: str, as_json: bool, root: Path) -> None:
     """Who was champion of NAME when, by whom and why; the newest change first."""
     require_root(root)
-    from atelier.registry.promote import history_table, read
+    from atelier.registry.promote import read
 
     found = read(name, alias, root)
-    if as_json:
-        import dataclasses
-        import json
-
-        print(json.dumps(dataclasses.asdict(found) | {"champion": found.champion}))
-    else:
-        print(history_table(found, name, alias))
+    for line in [found.to_json()] if as_json else found.lines(name, alias):
+        show(line)
 
 
 @click.command()

@@ -289,3 +289,24 @@ class ReferenceRecord(Record):
     floor: dict[str, Estimate]  # by metric, of real training images in place of fakes
     floor_images: Count  # of them per draw
     nearest_train: NotNegative | None  # median distance of a test image to its nearest training image
+
+
+class Registration(Record):
+    """`registry/RUN.json`: what was registered, the same on every machine."""
+
+    what: ClassVar = "the record of a registration"
+
+    format: Literal[1] = 1
+    name: str  # of the registered model
+    weights_sha256: Sha256
+    report_sha256: Sha256  # of the report's folder
+
+
+class VersionRecord(Registration):
+    """`version.json` of a `record_folder`: which version that is in this workspace's store."""
+
+    what: ClassVar = "the record of a version"
+
+    version: Count
+    uri: str
+    run_id: str  # of MLflow

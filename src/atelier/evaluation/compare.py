@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atelier.config import Params, Run
-from atelier.config.records import ModelConfig, Report
-from atelier.errors import AtelierError, InputError
+from atelier.config.records import ModelConfig, Registration, Report, VersionRecord
+from atelier.errors import AtelierError
 from atelier.evaluation.metrics import cautions, find_metric, metric_name
 from atelier.evaluation.narrative import narrative, speed, with_deviation
-from atelier.files import digest_of, read_json, to_json, write_atomic, write_json
+from atelier.files import digest_of, to_json, write_atomic, write_json
 from atelier.journal import read_curves, read_journal, record_folder
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ def _collect(run: Run, root: Path) -> Compared:
     config = ModelConfig.read(model / "config.json", f"atelier train {run.name}")
     report = Report.read(folder / "metrics.json", f"atelier evaluate {run.name}")
     entry = registered / f"{run.name}.json"
-    if not entry.is_file():
-        raise InputError(f"{entry}: missing; run 'atelier register {run.name}' first")
+    registration = Registration.read(entry, f"atelier register {run.name}")
     record = record_folder(root, run.name, report.weights_sha256)
     return Compared(
         run=run,
@@ -172,7 +171,7 @@ def _collect(run: Run, root: Path) -> Compared:
         timing=read_journal(record / "timing.jsonl"),
         over_training=_read_curve(folder / "curves" / f"{metric_name('kid', report.extractor)}.csv", run.name),
         megabytes=(model / "sampler.safetensors").stat().st_size / 1e6,
-        uri=_version(record / "version.json", read_json(entry)),
+        uri=_version(record / "version.json", registration),
         pictures=[
             (caption, _data_uri(folder / name)) for name, caption in PICTURES.items() if (folder / name).is_file()
         ],
@@ -180,10 +179,10 @@ def _collect(run: Run, root: Path) -> Compared:
     )
 
 
-def _version(path: Path, registered: dict[str, Any]) -> str | None:
+def _version(path: Path, registration: Registration) -> str | None:
     """Which version in the workspace's store is what was registered; None if it was registered elsewhere."""
-    found = read_json(path) if path.is_file() else {}
-    return found["uri"] if registered.items() <= found.items() else None
+    found = VersionRecord.read(path, "atelier register") if path.is_file() else None
+    return found.uri if found is not None and dict(registration).items() <= dict(found).items() else None
 
 
 def _read_curve(path: Path, run: str) -> list[tuple[float, float]]:

@@ -10,20 +10,26 @@ reader sees the same order and comes to the same conclusion. The alias only repe
 
 from __future__ import annotations
 
-import getpass
+import dataclasses
 import json
 import os
-import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter
+
 from atelier.errors import AtelierError
-from atelier.tracking import ensure_registered_model
+from atelier.processes import retry
+from atelier.registry.gates import Gate
+from atelier.registry.lineage import uri_of, version_or_none
+from atelier.tracking import ensure_registered_model, equals, every
+from atelier.tracking.origin import user_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 TAG = "atelier.change"
 ATTEMPTS = 40
@@ -44,7 +50,7 @@ class Change:
     at: str
     reason: str
     forced: bool
-    gates: list[dict[str, Any]]
+    gates: list[Gate]
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,36 @@ class History:
     changes: list[Change]
     effective: list[int]  # the numbers of those that are not void
     champions: list[int]  # versions, the present champion last, those a rollback returns to before it
+    deleted: bool = False  # the present champion was deleted since: the alias stands nowhere
 
     @property
     def champion(self) -> int | None:
         """The present champion's version."""
         return self.champions[-1] if self.champions else None
+
+    def to_json(self) -> str:
+        """The history as JSON, and who is champion."""
+        return json.dumps(dataclasses.asdict(self) | {"champion": None if self.deleted else self.champion})
+
+    def lines(self, name: str, alias: str) -> list[str]:
+        """The history as text, the newest change first."""
+        stands = f"is version {self.champion}" if self.champion else "stands nowhere yet"
+        if self.deleted:
+            stands = (
+                f"stands nowhere: its version {self.champion} was deleted; 'atelier rollback' goes to the one before"
+            )
+        changes = [_line(change, change.number in self.effective) for change in reversed(self.changes)]
+        return [f"models:/{name}@{alias} {stands}", *changes]
+
+
+def _line(change: Change, effective: bool) -> str:
+    what = {"promote": "promoted", "rollback": "back to"}[change.action]
+    notes = [] if effective else ["void: another came first"]
+    notes += [f"forced past {', '.join(g.metric for g in change.gates if not g.passed)}"] if change.forced else []
+    notes += [change.reason] if change.reason else []
+    return f"{change.number:4}  {change.at}  {change.by}  {what} version {change.version}" + "".join(
+        f"; {note}" for note in notes
+    )
 
 
 def history_name(name: str, alias: str) -> str:
@@ -68,12 +99,19 @@ def history_name(name: str, alias: str) -> str:
 
 def read_history(mlflow_client: MlflowClient, name: str, alias: str) -> History:
     """Read all changes; before the first, the champion is whatever the alias was set to by hand."""
-    entries = mlflow_client.search_model_versions(f"name = '{history_name(name, alias)}'")
-    changes = [Change(number=int(e.version), **json.loads(e.tags[TAG])) for e in entries if TAG in e.tags]
+    entries = every(mlflow_client.search_model_versions, equals("name", history_name(name, alias)))
+    changes = [_change(entry) for entry in entries if TAG in entry.tags]
     history = replay(sorted(changes, key=lambda change: change.number))
     if not history.changes and (by_hand := alias_version(mlflow_client, name, alias)) is not None:
         return History([], [], [by_hand])
     return history
+
+
+def _change(entry: ModelVersion) -> Change:
+    try:
+        return TypeAdapter(Change).validate_python({"number": int(entry.version), **json.loads(entry.tags[TAG])})
+    except (ValueError, TypeError, RecursionError):
+        raise AtelierError(f"{uri_of(entry)}: its tag {TAG} is damaged; delete this version in MLflow") from None
 
 
 def replay(changes: list[Change]) -> History:
@@ -87,6 +125,8 @@ def replay(changes: list[Change]) -> History:
             champions = [change.before]
         if change.action == "promote":
             champions.append(change.version)
+        elif change.version not in champions[:-1]:
+            continue
         else:
             champions.pop()
             while champions[-1] != change.version:  # versions deleted since were passed over
@@ -104,7 +144,7 @@ def append(
     version: int,
     reason: str,
     forced: bool = False,
-    gates: list[dict[str, Any]] | None = None,
+    gates: list[Gate] | None = None,
 ) -> Change:
     """Add a change decided on `known`, and let the alias follow.
 
@@ -117,11 +157,11 @@ def append(
         "version": version,
         "after": known.effective[-1] if known.effective else 0,
         "before": None if known.effective else known.champion,
-        "by": os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser(),
+        "by": user_name(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "reason": reason,
         "forced": forced,
-        "gates": gates or [],
+        "gates": [dataclasses.asdict(gate) for gate in gates or []],
     }
     _append_once(mlflow_client, name, alias, content)
     history = settle(mlflow_client, name, alias)
@@ -142,32 +182,36 @@ def _append_once(mlflow_client: MlflowClient, name: str, alias: str, content: di
     log = history_name(name, alias)
     ensure_registered_model(mlflow_client, log, f"History of models:/{name}@{alias}, written by atelier promote.")
     source = f"models:/{name}/{content['version']}"
-    for attempt in range(ATTEMPTS):
-        try:
-            mlflow_client.create_model_version(log, source, tags={TAG: json.dumps(content)}, await_creation_for=0)
-            return
-        except MlflowException as error:
-            contended = "Giving up after" in str(error) or "database is locked" in str(error)
-            if not contended or attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(0.05 * (1 + os.getpid() % 7))
+
+    def contended(error: Exception) -> bool:
+        return isinstance(error, MlflowException) and any(
+            words in str(error) for words in ("Giving up after", "database is locked")
+        )
+
+    retry(
+        lambda: mlflow_client.create_model_version(log, source, tags={TAG: json.dumps(content)}, await_creation_for=0),
+        contended,
+        [0.05 * (1 + os.getpid() % 7)] * ATTEMPTS,
+    )
 
 
 def settle(mlflow_client: MlflowClient, name: str, alias: str) -> History:
     """Set the alias to what the history says, until no other change came meanwhile.
 
     Whoever sets it last reads the history once more and finds nothing new, so that what stays is what the history
-    says; a process killed before that leaves it to the next command.
+    says; a process killed before that leaves it to the next command. To a champion that was deleted it is not set.
     """
     from mlflow.exceptions import MlflowException
 
     history = read_history(mlflow_client, name, alias)
-    while history.changes:
+    while history.champion is not None and history.changes:
         before = alias_version(mlflow_client, name, alias)
         if before != history.champion:
             try:
                 mlflow_client.set_registered_model_alias(name, alias, str(history.champion))
             except MlflowException:
+                if version_or_none(mlflow_client, name, history.champion) is None:
+                    return dataclasses.replace(history, deleted=True)
                 # of those who set it for the first time at once, MLflow fails all but one
                 if before is not None or alias_version(mlflow_client, name, alias) is None:
                     raise

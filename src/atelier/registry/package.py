@@ -1,31 +1,37 @@
-"""A trained model as an MLflow model: data only, no code and no pickle; tried in a fresh process before it is used."""
+"""A trained model as an MLflow model with a card: data only, no code and no pickle, tried in a fresh process."""
 
 from __future__ import annotations
 
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import atelier
+from atelier.config import Run
+from atelier.config.records import ModelConfig, Report
 from atelier.errors import AtelierError, InputError
+from atelier.evaluation.metrics import cautions
 from atelier.files import folder_digest
-from atelier.tracking import tracking_uri
+from atelier.processes import clean_environment, run
+from atelier.registry.lineage import COMMIT_TAG, PACKAGE_TAG, uri_of
+from atelier.tracking import public, public_uri, tracking_uri
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
 
-    from atelier.config.records import ModelConfig
-
 PACKAGE = "atelier"  # the folder in an MLflow model
+DESCRIPTION_LIMIT = 5000  # characters that MLflow's database keeps
 SMOKE_TEST = """
 import sys, mlflow, pandas
-mlflow.set_tracking_uri(sys.argv[1])
-images = mlflow.pyfunc.load_model(sys.argv[2]).predict(pandas.DataFrame([{"n": 2, "label": None, "seed": 0}]))
+images = mlflow.pyfunc.load_model(sys.argv[1]).predict(pandas.DataFrame([{"n": 2, "label": None, "seed": 0}]))
 assert images.dtype == "uint8" and len(images) == 2, (images.dtype, images.shape)
 """
 
@@ -36,6 +42,71 @@ def make_package(folder: Path, model_folder: Path, report_folder: Path, card: st
     shutil.copytree(report_folder, folder / "report")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder_digest(folder)
+
+
+def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: dict[str, str]) -> str:
+    """Markdown with pictures by paths relative to the package's `artifacts` folder."""
+    info, conditions, classes = run.info, metrics.conditions, [plain(name) for name in config.class_names]
+    title, source, licence = plain(info.title), plain(info.source), plain(info.licence)
+    size = f"{config.width}×{config.height} pixels, {'grey' if config.channels == 1 else 'colour'}"
+    asked = f"one of {len(classes)} classes on request ({', '.join(classes)})" if classes else "no choice of class"
+    torch, commit = plain(config.versions.get("torch", "?")), tags.get(COMMIT_TAG, "unknown")
+    cautioned = "".join(f" **{caution}.**" for caution in cautions(conditions))
+    recipe = ", ".join(f"{key} {plain(str(value))}" for key, value in config.recipe.model_dump().items())
+    return f"""# {name}
+
+Draws images like those of **{title}**: {size}, {asked}. Model `{config.model}`: {plain(run.entry.source)}.
+
+![Samples, a row a class where there are classes](report/grid.png)
+
+## Metrics
+
+| metric | mean ± standard deviation | real images in its place |
+|---|---|---|
+{_rows(metrics)}
+
+{conditions.draws} draws of {conditions.fakes:,} images against {conditions.real:,} real images of the
+{conditions.real_split} split; the standard deviation is that of the draws.{cautioned} Distances of
+other features, data or numbers of images cannot be compared with these, nor a distance in a classifier's features with
+a published FID.
+
+## Data
+
+{title}, {source}. Licence of the data: **{licence}**; whether pictures drawn by a model fall under it is
+for you to judge. Training images sha256 `{config.train_images_sha256}`.
+
+## Training
+
+{config.recipe.kimg:g} thousand images seen, on {config.device} ({config.precision}), with torch
+{torch}. {recipe}. Code: commit {commit}. `atelier reproduce`
+trains it again and compares the weights.
+
+## Limits
+
+- It has seen nothing but the data above: what these lack, it lacks, and what is wrong in them it repeats.
+- The metrics are averages; single images may be malformed. Whether it repeats training images is in the report, if
+  that was measured.
+- Its images are made up and prove nothing about the world; do not train a judge of real images on them unawares.
+"""
+
+
+def plain(text: str) -> str:
+    """Text that is not ours, for Markdown: one line in which no character is markup or begins a tag."""
+    return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", " ".join(text.split()))
+
+
+def _rows(metrics: Report) -> str:
+    rows = []
+    for name, value in metrics.measured.items():
+        floor = metrics.floor(name)
+        rows.append(f"| {name} | {value.mean:.4g} ± {value.deviation:.2g} | {f'{floor.mean:.4g}' if floor else ''} |")
+    return "\n".join(rows)
+
+
+def description(card: str) -> str:
+    """The card as MLflow shows it beside a version: without pictures, whose paths mean nothing there."""
+    text = "\n".join(line for line in card.splitlines() if not line.startswith("!["))
+    return text if len(text) <= DESCRIPTION_LIMIT else text[: DESCRIPTION_LIMIT - 1] + "…"
 
 
 def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
@@ -61,54 +132,57 @@ def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
 
 
 def signature(config: ModelConfig) -> ModelSignature:
-    """Rows of n, label, seed, truncation in; uint8 images (sum of n, h, w, c) out."""
+    """uint8 images (sum of n, h, w, c) out; what goes in is checked by the model.
+
+    With a schema of columns MLflow would drop a misspelt one without a word, and read no CSV: a label or a truncation
+    is a number or none, for which it has no type.
+    """
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    inputs = Schema(
-        [
-            ColSpec("long", "n"),
-            # a number or none: a column of both has no type of its own
-            ColSpec(AnyType(), "label", required=False),
-            ColSpec("long", "seed", required=False),
-            ColSpec(AnyType(), "truncation", required=False),
-        ]
-    )
     shape = (-1, config.height, config.width, config.channels)
     return ModelSignature(
-        inputs,
-        Schema([TensorSpec(np.dtype("uint8"), shape)]),
-        ParamSchema([ParamSpec("format", "string", "array")]),
+        outputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
+        params=ParamSchema([ParamSpec("format", "string", "array")]),
     )
 
 
-def package_folder(download: Path) -> Path:
-    """Where the package lies in a downloaded MLflow model.
+@contextmanager
+def fetched(mlflow_client: MlflowClient, version: ModelVersion, root: Path) -> Iterator[Path]:
+    """A version's package, in a folder that goes away again.
 
     Raises:
         InputError: if it was not made by `atelier register`.
+        AtelierError: if its files are not those that were registered.
     """
-    folder = download / "data" / PACKAGE
-    if not (folder / "model" / "config.json").is_file():
-        raise InputError(f"{download.name}: not a model registered by atelier")
-    return folder
+    if PACKAGE_TAG not in version.tags:
+        raise InputError(f"{uri_of(version)}: bears no digest of its files, it was not made by 'atelier register'")
+    # not by its models:/ URI, by which MLflow writes into an embedded store, and which any other store may stand for
+    source = mlflow_client.get_model_version_download_uri(version.name, version.version)
+    with downloaded(source, version.tags[PACKAGE_TAG], f"{uri_of(version)} in {public_uri(tracking_uri(root))}") as it:
+        yield it
 
 
-def fetch_file(version: ModelVersion, path: str) -> Path:
-    """Download one file of a version's package."""
+@contextmanager
+def downloaded(source: str, sha256: str, what: str) -> Iterator[Path]:
+    """The package of the MLflow model at an artifact URI, verified by digest, in a folder that goes away again."""
     from mlflow.artifacts import download_artifacts
 
-    uri = f"models:/{version.name}/{version.version}/data/{PACKAGE}/{path}"
-    return Path(download_artifacts(artifact_uri=uri))
+    with tempfile.TemporaryDirectory(prefix="atelier-fetch-") as folder:
+        package = Path(download_artifacts(artifact_uri=source, dst_path=folder)) / "data" / PACKAGE
+        if folder_digest(package) != sha256:
+            raise AtelierError(f"{what}: altered, its files are not those that were registered; register it again")
+        yield package
 
 
 def smoke_test(root: Path, model_uri: str) -> None:
     """Load the packaged model in a fresh process, as its users will, and draw two images."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", SMOKE_TEST, tracking_uri(root), model_uri]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise AtelierError(f"the packaged model does not load in a fresh process, no version was made: {last}")
+    with tempfile.TemporaryDirectory(prefix="atelier-try-") as folder:
+        # the URI, which may hold a password, is not for the list of processes; what MLflow fetches goes with the folder
+        environment = clean_environment() | {"MLFLOW_TRACKING_URI": tracking_uri(root), "TMPDIR": folder}
+        what = "the packaged model does not load in a fresh process, no version was made"
+        try:
+            run([sys.executable, "-c", SMOKE_TEST, model_uri], what=what, cwd=Path(folder), env=environment)
+        except AtelierError as error:
+            raise AtelierError(public(str(error))) from None

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atelier.config import Promote
+from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError, InputError
-from atelier.registry.copy import copy_version
 from atelier.registry.gates import Gate, judge
-from atelier.registry.history import Change, History, append, read_history, settle
-from atelier.registry.register import PACKAGE_TAG
-from atelier.registry.versions import find_versions, metrics_of, pick_version, require_versions
-from atelier.tracking import client, mlflow_errors, require_store, store
+from atelier.registry.history import History, append, read_history, settle
+from atelier.registry.lineage import (
+    ORIGIN_TAG,
+    PACKAGE_TAG,
+    existing_version,
+    judged,
+    make_version,
+    newest_version,
+    pick_version,
+    uri_of,
+    version_or_none,
+)
+from atelier.registry.package import PACKAGE, downloaded, fetched, log_package, smoke_test
+from atelier.tracking import (
+    check_uri,
+    client,
+    ensure_run,
+    mlflow_errors,
+    public_uri,
+    require_store,
+    run_params,
+    tracking_uri,
+    using,
+)
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 
@@ -55,38 +76,42 @@ def promote(
     """
     require_store(root)
     if to_registry and not re.match(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://", to_registry):
-        raise InputError(
-            f"--to-registry {to_registry}: give the URI of an MLflow server, https://…, or of its database"
-        )
+        where = public_uri(to_registry)
+        raise InputError(f"--to-registry {where}: give the URI of an MLflow server, https://…, or of its database")
+    check_uri(to_registry or "", "--to-registry")
     with mlflow_errors(root):
         candidate = pick_version(client(root), name, version, root)
-    with store(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
+    with using(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
         mlflow_client = client(root)
         history = read_history(mlflow_client, name, alias) if dry_run else settle(mlflow_client, name, alias)
-        champion = find_versions(mlflow_client, name).get(history.champion or 0)
+        champion = _last(mlflow_client, name, history.champions)
         if champion is not None and _same(candidate, champion):
-            say(f"models:/{name}/{champion.version} is the {alias} already")
-            return []
-        gates = judge(metrics_of(candidate), metrics_of(champion) if champion else None, settings)
-        against = f"models:/{name}/{champion.version}" if champion else None
-        for line in table(gates, f"models:/{name}/{candidate.version}", against).splitlines():
+            if int(champion.version) == history.champion:
+                say(f"{uri_of(champion)} is the {alias} already")
+                return []
+            champion = None  # it was once, and the one after it is deleted
+        gates = judge(judged(candidate), judged(champion) if champion else None, settings)
+        for line in table(gates, uri_of(candidate), uri_of(champion) if champion else None):
             say(line)
         failed = [gate for gate in gates if not gate.passed]
         if failed and not force:
-            raise AtelierError(
-                f"models:/{name}/{candidate.version} is not promoted: " + "; ".join(map(sentence, failed))
-            )
+            raise AtelierError(f"{uri_of(candidate)} is not promoted: " + "; ".join(map(sentence, failed)))
     if dry_run:
         say("dry run: nothing was changed")
         return gates
     if to_registry:
         candidate = copy_version(candidate, to_registry, root, say)
-    with store(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
-        recorded = [dataclasses.asdict(gate) for gate in gates]
+    with using(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
         number = int(candidate.version)
-        append(client(root), name, alias, history, "promote", number, reason, bool(failed), recorded)
+        append(client(root), name, alias, history, "promote", number, reason, bool(failed), gates)
     say(f"models:/{name}@{alias} is version {number}")
     return gates
+
+
+def _last(mlflow_client: MlflowClient, name: str, champions: Iterable[int]) -> ModelVersion | None:
+    """The last of these versions that was not deleted."""
+    found = (version_or_none(mlflow_client, name, number) for number in reversed(list(champions)))
+    return next((version for version in found if version is not None), None)
 
 
 def _same(candidate: ModelVersion, champion: ModelVersion) -> bool:
@@ -94,6 +119,32 @@ def _same(candidate: ModelVersion, champion: ModelVersion) -> bool:
     if PACKAGE_TAG in candidate.tags and PACKAGE_TAG in champion.tags:
         return bool(candidate.tags[PACKAGE_TAG] == champion.tags[PACKAGE_TAG])
     return bool(candidate.version == champion.version)
+
+
+def copy_version(version: ModelVersion, to_registry: str, root: Path, say: Callable[[str], None]) -> ModelVersion:
+    """Copy a version of the workspace's registry; one that is there already is not copied again.
+
+    The version is made last, once its artifacts came back from there unaltered and drew images in a fresh process.
+
+    Raises:
+        AtelierError: if either registry does not answer, or the artifacts are not those that were registered.
+    """
+    here, there = public_uri(tracking_uri(root)), public_uri(to_registry)
+    with mlflow_errors(root), fetched(client(root), version, root) as package:
+        config = ModelConfig.read(package / "model" / "config.json", "atelier register")
+        tags = version.tags | {ORIGIN_TAG: f"{uri_of(version)} in {here}"}
+        with using(to_registry), mlflow_errors(root):
+            target = client(root)
+            if (former := existing_version(target, version.name, tags)) is not None:
+                return former
+            run_id = ensure_run(root, config.run, run_params(config), None)
+            made = log_package(run_id, package, config)
+            target.set_terminated(run_id)
+            with downloaded(made.model_uri, version.tags[PACKAGE_TAG], f"{PACKAGE} in {there}"):
+                smoke_test(root, made.model_uri)
+            copy = make_version(target, version.name, made, run_id, tags, version.description or "")
+    say(f"copied {uri_of(version)} to {there} as version {copy.version}")
+    return copy
 
 
 def rollback(name: str, alias: str, root: Path, say: Callable[[str], None], reason: str = "") -> int:
@@ -106,14 +157,15 @@ def rollback(name: str, alias: str, root: Path, say: Callable[[str], None], reas
     require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
-        versions = require_versions(mlflow_client, name, root)
+        newest_version(mlflow_client, name, root)
         history = settle(mlflow_client, name, alias)
-        earlier = [number for number in history.champions[:-1] if number in versions]
-        if not earlier:
+        earlier = _last(mlflow_client, name, history.champions[:-1])
+        if earlier is None:
             raise AtelierError(f"models:/{name}@{alias}: there was no champion before; see 'atelier history {name}'")
-        append(mlflow_client, name, alias, history, "rollback", earlier[-1], reason)
-        say(f"models:/{name}@{alias} is version {earlier[-1]} again")
-        return earlier[-1]
+        number = int(earlier.version)
+        append(mlflow_client, name, alias, history, "rollback", number, reason)
+        say(f"models:/{name}@{alias} is version {number} again")
+        return number
 
 
 def read(name: str, alias: str, root: Path) -> History:
@@ -126,8 +178,10 @@ def read(name: str, alias: str, root: Path) -> History:
     require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
-        require_versions(mlflow_client, name, root)
-        return read_history(mlflow_client, name, alias)
+        newest_version(mlflow_client, name, root)
+        history = read_history(mlflow_client, name, alias)
+        deleted = history.champion is not None and version_or_none(mlflow_client, name, history.champion) is None
+        return dataclasses.replace(history, deleted=deleted)
 
 
 def sentence(gate: Gate) -> str:
@@ -135,30 +189,11 @@ def sentence(gate: Gate) -> str:
     return f"{gate.metric} {gate.found}, must be {gate.rule}"
 
 
-def table(gates: list[Gate], candidate: str, champion: str | None) -> str:
-    """The gates as text."""
+def table(gates: list[Gate], candidate: str, champion: str | None) -> list[str]:
+    """The gates as lines of text."""
     lines = [f"{candidate} against {champion or 'no champion yet'}"]
     width = max((len(gate.metric) for gate in gates), default=0)
     found = max((len(gate.found) for gate in gates), default=0)
     for gate in gates:
         lines.append(f"{'pass' if gate.passed else 'FAIL'}  {gate.metric:{width}}  {gate.found:{found}}  {gate.rule}")
-    return "\n".join(lines)
-
-
-def history_table(history: History, name: str, alias: str) -> str:
-    """The history as text, the newest change first."""
-    stands = f"is version {history.champion}" if history.champion else "stands nowhere yet"
-    lines = [f"models:/{name}@{alias} {stands}"]
-    for change in reversed(history.changes):
-        lines.append(_history_line(change, change.number in history.effective))
-    return "\n".join(lines)
-
-
-def _history_line(change: Change, effective: bool) -> str:
-    what = {"promote": "promoted", "rollback": "back to"}[change.action]
-    notes = [] if effective else ["void: another came first"]
-    notes += [f"forced past {', '.join(g['metric'] for g in change.gates if not g['passed'])}"] if change.forced else []
-    notes += [change.reason] if change.reason else []
-    return f"{change.number:4}  {change.at}  {change.by}  {what} version {change.version}" + "".join(
-        f"; {note}" for note in notes
-    )
+    return lines

@@ -5,7 +5,6 @@ MLflow calls `_load_pyfunc` of the module that the package names, with the folde
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ class RegisteredSampler:
         if kind not in FORMATS:
             raise MlflowException.invalid_parameter_value(f"format {kind!r}: must be 'array' or 'png'")
         try:
-            requests = [_request(row) for row in pd.DataFrame(model_input).to_dict("records")]
-            images = self._draw(requests)
+            images = self._draw([_request(row) for row in _rows(model_input)])
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return images if kind == "array" else [png_bytes(image) for image in images]
@@ -58,25 +56,36 @@ class RegisteredSampler:
         )
 
 
+def _rows(model_input: Any) -> list[dict[Any, Any]]:
+    try:
+        return pd.DataFrame(model_input).to_dict("records")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"rows of {', '.join(COLUMNS)} are asked for: {str(error).splitlines()[0]}") from None
+
+
 def _request(row: dict[Any, Any]) -> tuple[int, int | None, int, float | None]:
-    if unknown := set(row) - set(COLUMNS):
+    if unknown := {str(name) for name in row} - set(COLUMNS):
         raise InputError(f"{', '.join(map(repr, sorted(unknown)))}: not a column; there are {', '.join(COLUMNS)}")
-    given = {key: value for key, value in row.items() if value is not None and not pd.isna(value)}
-    n, seed, label = _whole("n", given.get("n", 1)), _whole("seed", given.get("seed", 0)), given.get("label")
+    given = {key: value for key, value in row.items() if np.ndim(value) or not pd.isna(value)}
+    n, seed = _whole("n", given.get("n", 1)), _whole("seed", given.get("seed", 0))
     if n < 1 or not 0 <= seed < 2**63:
         raise InputError(f"n={n}, seed={seed}: n must be at least 1 and seed at least 0")
-    truncation = float(given["truncation"]) if "truncation" in given else None
-    return n, None if label is None else _whole("label", label), seed, truncation
+    label = _whole("label", given["label"]) if "label" in given else None
+    return n, label, seed, _number("truncation", given["truncation"]) if "truncation" in given else None
 
 
 def _whole(name: str, value: Any) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(name, value)
     if not number.is_integer():
         raise InputError(f"{name} {value!r}: must be a whole number")
-    return int(value)
+    return int(value) if isinstance(value, int) else int(number)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} {value!r}: must be a number") from None
 
 
 def _load_pyfunc(folder: str) -> RegisteredSampler:

@@ -11,27 +11,29 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atelier.config import Params
-from atelier.config.records import ModelConfig, Report
-from atelier.errors import InputError
-from atelier.files import folder_digest, write_json
+from atelier.config.records import ModelConfig, Registration, Report, VersionRecord
+from atelier.errors import AtelierError, InputError
+from atelier.files import folder_digest
 from atelier.journal import record_folder
-from atelier.registry.card import description, model_card
-from atelier.registry.lineage import lineage_tags
-from atelier.registry.package import PACKAGE, log_package, make_package, smoke_test
+from atelier.registry.lineage import (
+    PACKAGE_TAG,
+    REPORT_TAG,
+    existing_version,
+    lineage_tags,
+    make_version,
+    uri_of,
+)
+from atelier.registry.package import PACKAGE, description, log_package, make_package, model_card, smoke_test
 from atelier.sampler import Sampler
-from atelier.tracking import client, ensure_registered_model, mlflow_errors, run_params
+from atelier.tracking import client, mlflow_errors, run_params
 from atelier.tracking.feed import finish_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-WEIGHTS_TAG = "atelier.weights_sha256"
-REPORT_TAG = "atelier.report_sha256"
-PACKAGE_TAG = "atelier.package_sha256"
 
 
 def register(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
@@ -41,7 +43,8 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
 
     Raises:
         InputError: if the model or its report is missing, or they do not belong together.
-        AtelierError: if MLflow does not answer or the packaged model does not load; no version is made then.
+        AtelierError: if MLflow does not answer, git refuses to name the commit, or the packaged model does not load;
+            no version is made then.
     """
     run = params.run(run_name)
     name = params.register_.prefix + run_name
@@ -75,27 +78,28 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
                     mlflow_client.delete_logged_model(package.model_id)
                 raise
             version = make_version(mlflow_client, name, package, run_id, tags, description(card))
+        else:
+            _require_files(mlflow_client, version)
         mlflow_client.set_terminated(run_id, status="FINISHED")
-    registered = {"name": name, "weights_sha256": weights_sha256, "report_sha256": report_sha256}
-    uri = f"models:/{name}/{version.version}"
-    write_json(
-        record / "version.json",
-        registered | {"version": int(version.version), "uri": uri, "run_id": version.run_id},
-    )
+    registration = Registration(name=name, weights_sha256=weights_sha256, report_sha256=report_sha256)
+    here = {"version": int(version.version), "uri": uri_of(version), "run_id": version.run_id}
+    VersionRecord(**dict(registration), **here).write(record / "version.json")
     path = root / "registry" / f"{run_name}.json"
-    write_json(path, registered)
-    say(f"registered {uri}")
+    registration.write(path)
+    say(f"registered {uri_of(version)}")
     return path
 
 
-def existing_version(mlflow_client: MlflowClient, name: str, tags: dict[str, str]) -> ModelVersion | None:
-    """The first version of the same weights and report."""
-    same = [
-        version
-        for version in mlflow_client.search_model_versions(f"name = '{name}'")
-        if all(version.tags.get(key) == tags[key] for key in (WEIGHTS_TAG, REPORT_TAG))
-    ]
-    return min(same, key=lambda version: int(version.version), default=None)
+def _require_files(mlflow_client: MlflowClient, version: ModelVersion) -> None:
+    """A version whose files were removed from the artifact store is none that could be registered again."""
+    from mlflow.artifacts import list_artifacts
+
+    source = mlflow_client.get_model_version_download_uri(version.name, version.version)
+    if not list_artifacts(artifact_uri=f"{source}/data/{PACKAGE}"):
+        raise AtelierError(
+            f"{uri_of(version)}: registered, but its files are gone from {source}; bring them back, or delete this "
+            "version in MLflow and register again"
+        )
 
 
 def _log_report(
@@ -118,18 +122,3 @@ def _log_report(
     mlflow_client.log_batch(run_id, metrics=new)
     mlflow_client.log_artifacts(run_id, str(report_folder), "report")
     mlflow_client.log_artifact(run_id, str(model_folder / "journal.jsonl"))
-
-
-def make_version(
-    mlflow_client: MlflowClient, name: str, package: Any, run_id: str, tags: dict[str, str], text: str
-) -> ModelVersion:
-    """Make the version in one call, tags and all; of two made at the same time the first one stays."""
-    ensure_registered_model(mlflow_client, name)
-    made = mlflow_client.create_model_version(
-        name, package.model_uri, run_id=run_id, tags=tags, description=text, model_id=package.model_id
-    )
-    first = existing_version(mlflow_client, name, tags)
-    if first is None or first.version == made.version:
-        return made
-    mlflow_client.delete_model_version(name, made.version)
-    return first

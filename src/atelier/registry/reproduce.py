@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ruamel.yaml import YAML
 
-from atelier.config.records import ModelConfig
+from atelier.config import TUNES
+from atelier.config.records import ModelConfig, Record
 from atelier.data.arrays import dvc_md5, prepared_folder
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
-from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, git
-from atelier.registry.package import fetch_file
-from atelier.registry.versions import find_version
-from atelier.tracking import client, mlflow_errors, require_store
+from atelier.processes import clean_environment, run
+from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, find_version
+from atelier.registry.package import fetched
+from atelier.tracking import client, mlflow_errors, public, require_store
+from atelier.tracking.origin import git
 from atelier.training.resume import differences
+
+
+class RecordedParams(Record):
+    """The sections of `params.yaml` that a version bears in a tag."""
+
+    what: ClassVar = "the parameters of a version"
+
+    runs: dict[str, dict[str, Any]]
+    train: dict[str, Any]
+    prepare: dict[str, Any]
+
+    def sections(self) -> dict[str, Any]:
+        """As `params.yaml` takes them: without keys that have no value, or no effect."""
+        runs = {
+            name: {key: value for key, value in run.items() if run.get(TUNES.get(key, "")) != "none"}
+            for name, run in self.runs.items()
+        }
+        sets = {
+            name: {key: value for key, value in one.items() if value is not None}
+            for name, one in self.prepare.get("sets", {}).items()
+        }
+        return {"runs": runs, "train": self.train, "prepare": self.prepare | {"sets": sets}}
 
 
 def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[str], None]) -> None:
@@ -40,18 +62,21 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
     """
     require_store(root)
     with mlflow_errors(root):
-        version = find_version(client(root), uri, root)
-        recorded = ModelConfig.read(fetch_file(version, "model/config.json"), "atelier register")
+        mlflow_client = client(root)
+        version = find_version(mlflow_client, uri, root)
+        with fetched(mlflow_client, version, root) as package:
+            recorded = ModelConfig.read(package / "model" / "config.json", "atelier register")
     tags = version.tags
-    if COMMIT_TAG not in tags or PARAMS_TAG not in tags:
+    if PARAMS_TAG not in tags or not re.fullmatch("[0-9a-f]{40,64}", tags.get(COMMIT_TAG, "")):
         raise InputError(f"{uri}: does not say from which commit and parameters it was made; it cannot be made again")
+    params = RecordedParams.parse(tags[PARAMS_TAG], f"{uri}: tag {PARAMS_TAG}", "register it again")
     with tempfile.TemporaryDirectory(prefix="atelier-reproduce-") as folder:
         clone = Path(folder) / "clone"
         _clone(root, tags[COMMIT_TAG], clone)
-        _write_params(clone / "params.yaml", recorded.dataset, json.loads(tags[PARAMS_TAG]))
+        _write_params(clone / "params.yaml", recorded.dataset, params.sections())
         _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
         say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
-        _atelier(clone, recorded, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
+        _atelier(clone, recorded, say, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
         made = ModelConfig.read(clone / "models" / recorded.run / "config.json", "atelier train")
     if made.weights_sha256 == recorded.weights_sha256:
         say(f"{uri}: equal, bit for bit: {', '.join(sorted(made.weights_sha256))}")
@@ -67,8 +92,11 @@ def _clone(root: Path, commit: str, clone: Path) -> None:
     if git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"{root}: has no commit {commit}; fetch it, or give --root of a checkout that has it")
     top = Path(git(root, "rev-parse", "--show-toplevel") or root)
-    _run(["git", "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone)], Path())
-    _run(["git", "checkout", "--quiet", "--detach", commit], clone)
+    for command in (
+        ["git", "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone)],
+        ["git", "-C", str(clone), "checkout", "--quiet", "--detach", commit],
+    ):
+        run(command, what=f"{root}: cannot be cloned at {commit}")
 
 
 def _write_params(file: Path, dataset: str, recorded: dict[str, Any]) -> None:
@@ -76,7 +104,9 @@ def _write_params(file: Path, dataset: str, recorded: dict[str, Any]) -> None:
     yaml = YAML(typ="safe", pure=True)
     params = (yaml.load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
     params |= recorded | {"datasets": [dataset]}
-    if dataset in recorded["prepare"]["sets"]:  # a set of one's own must say where it is; here it comes from DVC
+    if dataset in recorded["prepare"].get(
+        "sets", {}
+    ):  # a set of one's own must say where it is; here it comes from DVC
         params.setdefault("ingest", {}).setdefault("paths", {}).setdefault(dataset, ".")
     with file.open("w", encoding="utf-8") as stream:
         yaml.dump(params, stream)
@@ -88,8 +118,8 @@ def _bring_data(recorded: ModelConfig, md5: str | None, root: Path, clone: Path,
     target = prepared_folder(clone, dataset)
     if md5 is None or not _pull(root, md5, target, say):
         say(f"data/prepared/{dataset} does not come from DVC; making it again by ingest and prepare")
-        _atelier(clone, recorded, "ingest", dataset)
-        _atelier(clone, recorded, "prepare", dataset)
+        _atelier(clone, recorded, say, "ingest", dataset)
+        _atelier(clone, recorded, say, "prepare", dataset)
     for what in ("images", "labels"):
         path, then = target / f"train-{what}.npy", getattr(recorded, f"train_{what}_sha256")
         if then is not None and (now := digest(path)) != then:
@@ -120,35 +150,22 @@ def _pull(root: Path, md5: str, target: Path, say: Callable[[str], None]) -> boo
         out = {"md5": md5, "hash": "md5", "path": "pulled"}
         with (folder / "pulled.dvc").open("w") as stream:
             YAML(typ="safe", pure=True).dump({"outs": [out]}, stream)
-        command = [sys.executable, "-m", "dvc", "pull", "pulled.dvc"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            say(f"DVC: {(result.stderr.strip().splitlines() or ['no reason given'])[0]}")
+        try:
+            run([sys.executable, "-m", "dvc", "pull", "--quiet", "pulled.dvc"], what="dvc pull", cwd=folder)
+        except AtelierError as error:
+            say(public(str(error)))
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder / "pulled", target)  # whatever kind of link DVC made
         return True
 
 
-def _atelier(clone: Path, recorded: ModelConfig, *arguments: str) -> None:
+def _atelier(clone: Path, recorded: ModelConfig, say: Callable[[str], None], *arguments: str) -> None:
     """Run a stage by the code of the clone, or, where it has none, by that which is installed."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment = {key: value for key, value in clean_environment().items() if not key.startswith("MLFLOW_")}
     if (clone / "src" / "atelier").is_dir():
         environment["PYTHONPATH"] = str(clone / "src")
     if recorded.threads:  # sums over another number of threads round differently
         environment["OMP_NUM_THREADS"] = str(recorded.threads)
-    _run([sys.executable, "-m", "atelier", *arguments, "--root", str(clone)], clone, environment)
-
-
-def _run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
-    """Run a command whose messages are passed on as they come; its last is the reason if it fails."""
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    last = ""
-    for line in process.stderr:
-        print(line, end="", file=sys.stderr, flush=True)
-        last = line.strip() or last
-    if process.wait() != 0:
-        raise AtelierError(f"{' '.join(command[:4])} failed: {last}")
+    command = [sys.executable, "-m", "atelier", *arguments, "--root", str(clone)]
+    run(command, what=f"atelier {arguments[0]}", cwd=clone, env=environment, say=say)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from atelier.errors import AtelierError, InputError
+from atelier.errors import InputError
 from atelier.files import write_atomic
 from atelier.pictures import png_bytes, tile
 from atelier.progress import watch
-from atelier.registry.package import package_folder
-from atelier.registry.versions import parse_uri
+from atelier.registry.lineage import find_version, parse_uri
+from atelier.registry.package import fetched
 from atelier.sampler import CHUNK, Sampler
-from atelier.tracking import client, public_uri, require_store, tracking_uri
+from atelier.tracking import client, mlflow_errors, require_store
 
 MOST_IN_A_GRID = 10_000
 
@@ -29,7 +31,8 @@ def sample(
         InputError: if the model does not exist, or does not know the label.
         AtelierError: if MLflow does not answer or the weights were altered.
     """
-    sampler = Sampler.load(_folder_of(model, root))
+    with _folder_of(model, root) as folder:
+        sampler = Sampler.load(folder)
     _check_count(count, sampler, out)
     labels = sampler.labels(count, label)
     pieces = watch(
@@ -59,26 +62,17 @@ def _check_count(count: int, sampler: Sampler, out: Path) -> None:
         raise InputError(f"--n {count}: takes {sizes}; draw fewer at a time, each with a --seed of its own")
 
 
-def _folder_of(model: str, root: Path) -> Path:
-    """The model's folder, fetched from the registry if `model` is a URI."""
-    if not model.startswith(("models:/", "runs:/")):
-        folder = root / model
-        if not folder.is_dir():
+@contextmanager
+def _folder_of(model: str, root: Path) -> Iterator[Path]:
+    """The model's folder; that of a registered version goes away again."""
+    if not model.startswith("models:/"):
+        if not (root / model).is_dir():
             raise InputError(f"{model}: no such folder; give models:/NAME/VERSION, models:/NAME@ALIAS or models/RUN")
-        return folder
-    if model.startswith("models:/"):
-        parse_uri(model)
+        yield root / model
+        return
+    parse_uri(model)
     require_store(root)
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    client(root)
-    try:
-        package = Path(download_artifacts(artifact_uri=model))
-    except MlflowException as error:
-        raise InputError(f"{model}: not in {public_uri(tracking_uri(root))}: {str(error).splitlines()[0]}") from None
-    except Exception as error:
-        raise AtelierError(
-            f"{model}: cannot be fetched from {public_uri(tracking_uri(root))}: {str(error).splitlines()[0]}"
-        ) from None
-    return package_folder(package) / "model"
+    with mlflow_errors(root):
+        mlflow_client = client(root)
+        with fetched(mlflow_client, find_version(mlflow_client, model, root), root) as package:
+            yield package / "model"

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atelier.errors import InputError
-from atelier.files import read_json, write_json
+from atelier.errors import AtelierError
 from atelier.journal import read_journal
-from atelier.tracking import client, ensure_run, mlflow_errors
+from atelier.tracking.runs import RunRecord, ensure_run
+from atelier.tracking.store import client, mlflow_errors, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,7 +24,7 @@ MACHINE_SECONDS = 10.0  # between two looks at processor, memory, disk, network 
 
 
 def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing: Path, sent: int) -> int:
-    """Send the journal's lines after the first `sent`, in batches; returns how many lines MLflow now has.
+    """Send the journal's lines of steps after `sent`, in batches; returns the last step that MLflow now has.
 
     A line's time is when it was written, so that sending it twice, after an answer that never came, changes nothing:
     MLflow keeps one of equal (name, step, value, time).
@@ -34,16 +34,17 @@ def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing
     lines = read_journal(journal)
     written = [line["unix"] for line in read_journal(timing)][: len(lines)]  # a time is written before its line
     written += [time.time()] * (len(lines) - len(written))  # a model that came without its times
-    while sent < len(lines):
-        batch = slice(sent, sent + LINES_PER_BATCH)
+    new = [pair for pair in zip(lines, written, strict=True) if _step(pair[0]) > sent]
+    for start in range(0, len(new), LINES_PER_BATCH):
+        batch = new[start : start + LINES_PER_BATCH]
         metrics = [
             Metric(name, value, int(moment * 1000), step=_step(line))
-            for line, moment in zip(lines[batch], written[batch], strict=True)
+            for line, moment in batch
             for name, value in line.items()
             if name != "step"
         ]
         mlflow_client.log_batch(run_id, metrics=metrics)
-        sent += len(lines[batch])
+        sent = _step(batch[-1][0])
     return sent
 
 
@@ -51,11 +52,13 @@ def _step(line: dict[str, float]) -> int:
     return round(line["kimg"] * 1000)
 
 
-def lines_sent(mlflow_client: MlflowClient, run_id: str, journal: Path) -> int:
-    """How many of the journal's lines MLflow has: those up to the last step it knows."""
-    history = mlflow_client.get_metric_history(run_id, "kimg")
-    last = max((metric.step for metric in history), default=-1)
-    return sum(_step(line) <= last for line in read_journal(journal))
+def last_step_sent(mlflow_client: MlflowClient, run_id: str) -> int:
+    """The last step that MLflow has; -1 for none.
+
+    A training that goes on from a checkpoint writes again what its journal held beyond that: the same figures at
+    another time, which MLflow has already.
+    """
+    return max((metric.step for metric in mlflow_client.get_metric_history(run_id, "kimg")), default=-1)
 
 
 class Feed(threading.Thread):
@@ -75,9 +78,7 @@ class Feed(threading.Thread):
     ) -> None:
         super().__init__(daemon=True, name="mlflow-feed")
         self.root, self.run_name, self.params, self.training, self.say = root, name, params, training, say
-        self.journal, self.timing, self.record = (
-            folder / file for file in ("journal.jsonl", "timing.jsonl", "mlflow.json")
-        )
+        self.folder, self.journal, self.timing = folder, folder / "journal.jsonl", folder / "timing.jsonl"
         self.ended, self.given_up = threading.Event(), threading.Event()
         self.status = "FINISHED"
         self.complete = False
@@ -87,7 +88,7 @@ class Feed(threading.Thread):
         """Send until `end` was called and everything is sent, or its time is over."""
         delay = POLL_SECONDS
         mlflow_client: MlflowClient | None = None
-        run_id, sent = "", 0
+        run_id, sent = "", -1
         while not self.given_up.is_set():
             last_round = self.ended.is_set()
             try:
@@ -96,8 +97,7 @@ class Feed(threading.Thread):
                     run_id = self._ensure_run()
                     mlflow_client = client(self.root)
                     self._watch_machine(run_id)
-                    # what a journal held beyond the checkpoint that training went back to, it will hold again
-                    sent = lines_sent(mlflow_client, run_id, self.journal)
+                    sent = last_step_sent(mlflow_client, run_id)
                 sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent)
                 if last_round:
                     self.machine.finish()
@@ -105,11 +105,11 @@ class Feed(threading.Thread):
                     self.complete = True
                     return
                 delay = POLL_SECONDS
-            except InputError as error:
+            except AtelierError as error:  # that no waiting mends
                 self.say(str(error))
                 return
             except Exception as error:
-                self.say(f"MLflow does not answer ({str(error).splitlines()[0][:120]}); figures wait in the journal")
+                self.say(f"MLflow does not answer ({reason(error)[:120]}); figures wait in the journal")
                 mlflow_client = None
                 delay = min(delay * 2, 60.0)
             self.ended.wait(delay) if not last_round else time.sleep(min(delay, 5.0))
@@ -125,25 +125,24 @@ class Feed(threading.Thread):
 
     def _close_former(self) -> None:
         """End the run of a training that was killed and is not gone on from, since this is another one."""
-        if not self.record.is_file() or self._recorded_run() is not None:
+        former = RunRecord.find(self.folder)
+        if former is None or former.training == self.training or former.run_id is None:
             return
-        mlflow_client, former = client(self.root), read_json(self.record)["run_id"]
+        mlflow_client = client(self.root)
         with contextlib.suppress(Exception):  # another store, or gone
-            if former is not None and mlflow_client.get_run(former).info.status == "RUNNING":
-                mlflow_client.set_terminated(former, status="KILLED")
+            if mlflow_client.get_run(former.run_id).info.status == "RUNNING":
+                mlflow_client.set_terminated(former.run_id, status="KILLED")
 
     def _ensure_run(self) -> str:
         """The training's run; how it can be found is written down before it is made."""
-        record = self._recorded_run() or {"run_id": None, "training": self.training, "mark": uuid.uuid4().hex}
-        write_json(self.record, record)
-        record["run_id"] = ensure_run(self.root, self.run_name, self.params, record["run_id"], record["mark"])
-        write_json(self.record, record)
-        return str(record["run_id"])
-
-    def _recorded_run(self) -> dict[str, Any] | None:
-        """What was recorded of this training's run; None if nothing, or of another training."""
-        record = read_json(self.record) if self.record.is_file() else {}
-        return record if record.get("training") == self.training else None
+        record = RunRecord.find(self.folder)
+        if record is None or record.training != self.training:
+            record = RunRecord(run_id=None, training=self.training, mark=uuid.uuid4().hex)
+        path = RunRecord.path(self.folder)
+        record.write(path)
+        run_id = ensure_run(self.root, self.run_name, self.params, record.run_id, record.mark)
+        record.model_copy(update={"run_id": run_id}).write(path)
+        return run_id
 
     def end(self, status: str, timeout_seconds: float) -> None:
         """Send what is left and end the run, waiting for at most `timeout_seconds`."""
@@ -165,10 +164,9 @@ def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, rec
         journal: of the training.
         record: the folder where the training left the times of the journal's lines and how to find its run.
     """
-    timing, known = record / "timing.jsonl", record / "mlflow.json"
-    found = read_json(known) if known.is_file() else {}
+    timing, known = record / "timing.jsonl", RunRecord.find(record)
     with mlflow_errors(root):
-        run_id = ensure_run(root, name, params, found.get("run_id"), found.get("mark", ""))
+        run_id = ensure_run(root, name, params, known.run_id if known else None, known.mark if known else "")
         mlflow_client = client(root)
-        send_journal(mlflow_client, run_id, journal, timing, lines_sent(mlflow_client, run_id, journal))
+        send_journal(mlflow_client, run_id, journal, timing, last_step_sent(mlflow_client, run_id))
     return run_id

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atelier.errors import AtelierError
+from atelier.processes import CommandMissing, clean_environment, run
+from atelier.tracking.store import equals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -13,9 +22,18 @@ if TYPE_CHECKING:
 
 PIPELINE_RUN = "ATELIER_PIPELINE_RUN"  # in the environment: the pipeline run that a stage belongs to
 PIPELINE_RUN_TAG = "atelier.pipeline_run"
+PIPELINE_TAG = "atelier.pipeline"  # of the run that stands for a pipeline run
 PARENT_TAG = "mlflow.parentRunId"
 HOST_TAG = "atelier.host"
 PID_TAG = "atelier.pid"
+
+
+@dataclass(frozen=True)
+class Code:
+    """The commit that a folder is at, and whether it has no changes beside."""
+
+    commit: str
+    clean: bool
 
 
 def process_tags() -> dict[str, str]:
@@ -23,16 +41,69 @@ def process_tags() -> dict[str, str]:
     return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())}
 
 
-def origin_tags(mlflow_client: MlflowClient, experiment_id: str) -> dict[str, str]:
-    """User, source and git commit as MLflow finds them; the pipeline run, nested in which the run is shown."""
+def origin_tags(mlflow_client: MlflowClient, experiment_id: str, root: Path) -> dict[str, str]:
+    """User, source and git commit of the workspace; the pipeline run, nested in which the run is shown."""
+    from mlflow.tracking.context.default_context import DefaultRunContext
+    from mlflow.tracking.context.git_context import GitRunContext
     from mlflow.tracking.context.registry import resolve_tags
 
-    tags: dict[str, str] = resolve_tags()
-    pipeline_run = os.environ.get(PIPELINE_RUN) or os.environ.get("DVC_EXP_NAME")
-    if pipeline_run:
+    # MLflow itself would look for the user in /etc/passwd alone, and for the repository of the command, not of the work
+    ours = {"mlflow.user": user_name(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+    try:
+        code = code_of(root)
+    except AtelierError:  # a training is not held up; `atelier register` says it
+        code = None
+    if code is not None:
+        ours["mlflow.source.git.commit"] = code.commit
+    tags: dict[str, str] = resolve_tags(ours, ignore=[DefaultRunContext, GitRunContext])
+    if pipeline_run := os.environ.get(PIPELINE_RUN) or os.environ.get("DVC_EXP_NAME"):
         tags[PIPELINE_RUN_TAG] = pipeline_run
         tags[PARENT_TAG] = _parent(mlflow_client, experiment_id, pipeline_run)
     return tags
+
+
+def user_name() -> str:
+    """Who runs this: the user of MLflow, or of the machine, who in a container may have a number and no name."""
+    try:
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def code_of(root: Path) -> Code | None:
+    """What git says of a folder; None if it is in no checkout, has no commit yet, or there is no git.
+
+    Raises:
+        AtelierError: if git is there and refuses, as it does a checkout of another user.
+    """
+    # dvc.lock changes while a pipeline runs; it says what was made, not how
+    status = git(root, "status", "--porcelain=v2", "--branch", "--", ".", ":!dvc.lock")
+    lines = (status or "").splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    return None if commit == "(initial)" else Code(commit, all(line.startswith("#") for line in lines))
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """What git answers about a folder; None if it is in no checkout, or there is no git.
+
+    Raises:
+        AtelierError: if git refuses, with all that it says.
+    """
+    said: list[str] = []
+    try:
+        return run(
+            ["git", "-C", str(root), *arguments],
+            what="git",
+            env=clean_environment() | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+            say=said.append,
+        ).strip()
+    except CommandMissing:
+        return None
+    except AtelierError:
+        text = " ".join(line.strip() for line in said if line.strip())
+        if "not a git repository (or any" in text:
+            return None
+        raise AtelierError(f"{root}: git {arguments[0]}: {text or 'failed'}") from None
 
 
 def _parent(mlflow_client: MlflowClient, experiment_id: str, pipeline_run: str) -> str:
@@ -41,7 +112,8 @@ def _parent(mlflow_client: MlflowClient, experiment_id: str, pipeline_run: str) 
     while True:
         found = mlflow_client.search_runs(
             [experiment_id],
-            f"tags.`atelier.pipeline` = '{pipeline_run}'",
+            equals(f"tags.`{PIPELINE_TAG}`", pipeline_run),
+            max_results=1,
             order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
         )
         if found:
@@ -49,20 +121,18 @@ def _parent(mlflow_client: MlflowClient, experiment_id: str, pipeline_run: str) 
             if made is not None and made != first:
                 mlflow_client.delete_run(made)
             return first
-        made = str(
-            mlflow_client.create_run(
-                experiment_id, run_name=pipeline_run, tags={"atelier.pipeline": pipeline_run}
-            ).info.run_id
-        )
+        run = mlflow_client.create_run(experiment_id, run_name=pipeline_run, tags={PIPELINE_TAG: pipeline_run})
+        made = str(run.info.run_id)
         mlflow_client.set_terminated(made)  # it holds other runs and has no work of its own
 
 
-def data_input(params: dict[str, Any]) -> DatasetInput | None:
+def data_input(params: Mapping[str, object]) -> DatasetInput | None:
     """The training data by DVC's digest, if the parameters say it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     if "data_dvc_md5" not in params:
         return None
-    source = {"path": f"data/prepared/{params['dataset']}", "md5": params["data_dvc_md5"]}
-    dataset = Dataset(params["dataset"], params["data_dvc_md5"], source_type="dvc", source=json.dumps(source))
+    name, md5 = str(params["dataset"]), str(params["data_dvc_md5"])
+    source = {"path": f"data/prepared/{name}", "md5": md5}
+    dataset = Dataset(name, md5, source_type="dvc", source=json.dumps(source))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
