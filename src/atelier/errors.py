@@ -1,5 +1,7 @@
 """The two ways a command ends badly; both print one line and never a traceback."""
 
+LOST_RANK = "another rank ended or cannot be reached"  # begins what a rank says that failed by no fault of its own
+
 
 class AtelierError(Exception):
     """A failure the user can act on. The message is one line: what is wrong, where, what to do."""

@@ -16,7 +16,7 @@ from atelier.errors import InputError
 
 if TYPE_CHECKING:
     from atelier.config import Params
-    from atelier.pipelines.compiling import Options
+    from atelier.pipelines.training import Options
     from atelier.pipelines.server import Server
 
 
@@ -43,19 +43,28 @@ def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that a compiled pipeline depends on; the function gets them as `Options`."""
 
     @functools.wraps(function)
-    def command(image: str, gpus: int, nodes: int, deadline_hours: float, volume: bool, **arguments: Any) -> None:
-        from atelier.pipelines.compiling import Options
+    def command(
+        image: str, gpus: int, nodes: int, deadline_hours: float, volume: bool, tries: int, **arguments: Any
+    ) -> None:
+        from atelier.pipelines.training import Options
 
-        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume))
+        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume, tries))
 
     for option in (
+        click.option(
+            "--tries",
+            type=click.IntRange(1, 10),
+            default=3,
+            show_default=True,
+            help="Of a stage that fails by no input.",
+        ),
         click.option("--volume/--no-volume", default=True, show_default=True, help="Checkpoints on a shared volume."),
         click.option(
             "--deadline-hours",
             type=click.FloatRange(min=0, min_open=True),
             default=72,
             show_default=True,
-            help="Of a training on several nodes.",
+            help="Of a stage, its tries and time in a queue included.",
         ),
         click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training."),
         click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each of them."),
@@ -109,7 +118,7 @@ def pipeline() -> None:
 @with_params
 def compile_command(output: Path, options: Options, params: Params, root: Path) -> None:
     """Write the pipeline as Kubeflow takes it, with params.yaml as its defaults."""
-    from atelier.pipelines.compiling import compile_pipeline
+    from atelier.pipelines.training import compile_pipeline
 
     print(compile_pipeline(params, options, output))
 
@@ -149,12 +158,12 @@ def submit(
     root: Path,
 ) -> None:
     """Upload the pipeline if the server does not have it, and run it there."""
-    from atelier.pipelines import submit
+    from atelier.pipelines import runs
 
-    run = submit.submit(server, params, options, experiment, account, data_version)
+    run = runs.submit(server, params, options, experiment, account, data_version)
     print(run.run_id, flush=True)
     if wait:
-        submit.follow(server, run.run_id, say)
+        runs.follow(server, run.run_id, say)
 
 
 @click.group()
@@ -186,11 +195,11 @@ def set_command(
     root: Path,
 ) -> None:
     """Make the schedule NAME what the options say; said twice, it is one schedule."""
-    from atelier.pipelines import schedule, submit
-    from atelier.pipelines.compiling import arguments
+    from atelier.pipelines import runs, schedule
+    from atelier.pipelines.training import arguments
 
     cron = schedule.six_fields(cron)
-    version = submit.upload(server, params, options)
+    version = runs.upload(server, params, options)
     made = schedule.set_schedule(
         server,
         name,

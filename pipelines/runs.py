@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError
 from atelier.files import digest
-from atelier.pipelines.compiling import Options, arguments, compile_pipeline
+from atelier.pipelines.training import NAME, Options, arguments, compile_pipeline
 
 if TYPE_CHECKING:
     from atelier.config import Params
     from atelier.pipelines.server import Server
 
-NAME = "atelier-training"
 POLL_SECONDS = 10.0
 ENDS = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 
