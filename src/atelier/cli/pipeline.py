@@ -16,8 +16,8 @@ from atelier.errors import InputError
 
 if TYPE_CHECKING:
     from atelier.config import Params
-    from atelier.pipelines.training import Options
     from atelier.pipelines.server import Server
+    from atelier.pipelines.training import Options
 
 
 def with_server(function: Callable[..., None]) -> Callable[..., None]:
@@ -162,8 +162,88 @@ def submit(
 
     run = runs.submit(server, params, options, experiment, account, data_version)
     print(run.run_id, flush=True)
+    say(runs.page(server, run.run_id))
     if wait:
-        runs.follow(server, run.run_id, say)
+        try:
+            runs.follow(server, run.run_id, say)
+        except KeyboardInterrupt:
+            say(f"the run goes on: atelier pipeline status|stop {run.run_id}")
+            raise
+
+
+@pipeline.command("list")
+@click.option("--experiment", default="atelier", show_default=True)
+@click.option("-n", "--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def list_runs(experiment: str, count: int, as_json: bool, server: Server) -> None:
+    """List runs on the server, the newest first."""
+    from atelier.pipelines.runs import listed
+
+    found = listed(server, experiment, count)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for one in found:
+        print(f"{one['run']}  {one['state']:9}  {one['created'][:19]}  {one['name']}")
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def status(run_id: str, as_json: bool, server: Server) -> None:
+    """Show the stages of a run: their state, tries, seconds, and what holds them up."""
+    from atelier.pipelines import runs
+
+    found = runs.status(server, run_id)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{found['name']}: {found['state']}  {found['page']}")
+    for one in found["stages"]:
+        title = f"{one['stage']} {one['name']}"
+        problem = f"  {one['problem']}" if one["problem"] else ""
+        print(f"  {title:32} {one['state']:9} {one['seconds']:6.0f} s  {one['tries']} tries{problem}".rstrip())
+    if found["pods"] != "seen":
+        say(f"pods cannot be looked at from here: {found['pods']}")
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("stage", required=False)
+@click.argument("name", required=False)
+@with_server
+def logs(run_id: str, stage: str | None, name: str | None, server: Server) -> None:
+    """Print what the stages of a run said, or one STAGE, or that of one data set or run (NAME)."""
+    from atelier.pipelines import runs
+
+    for line in runs.logs(server, run_id, stage, name):
+        print(line)
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@with_server
+def stop(run_id: str, server: Server) -> None:
+    """Terminate a run: its trainings end on all nodes, their MLflow runs as KILLED."""
+    from atelier.pipelines import runs
+
+    runs.stop(server, run_id)
+    say(f"{run_id}: stopping")
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the run; the exit code is its end's.")
+@with_server
+def retry(run_id: str, wait: bool, server: Server) -> None:
+    """Let a failed run go on where it failed, trainings from their checkpoints."""
+    from atelier.pipelines import runs
+
+    runs.retry(server, run_id)
+    if wait:
+        runs.follow(server, run_id, say)
 
 
 @click.group()
