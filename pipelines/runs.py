@@ -204,7 +204,7 @@ class Pods:
             assert identity is not None
             before = found.get(identity)
             state = pod.status.phase.lower()
-            problem = _held_up(pod) or (self.last_line(pod) if state == "failed" else "")
+            problem = held_up(pod) or (self.last_line(pod) if state == "failed" else "")
             terminated = [one.state.terminated for one in pod.status.container_statuses or [] if one.state.terminated]
             end = max((one.finished_at for one in terminated), default=None)
             seconds = _seconds(pod.metadata.creation_timestamp, end)
@@ -247,7 +247,7 @@ def _identity(pod: Any) -> tuple[str, str] | None:
     return stage, str(values.get("run") or values.get("dataset") or "")
 
 
-def _held_up(pod: Any) -> str:
+def held_up(pod: Any) -> str:
     """What keeps a pod from starting, in Kubernetes' words; empty if nothing does."""
     for one in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
         waiting = one.state.waiting

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atelier.cli.options import say, with_params
-from atelier.errors import InputError
+from atelier.errors import AtelierError, InputError
 
 if TYPE_CHECKING:
     from atelier.config import Params
@@ -169,6 +169,28 @@ def submit(
         except KeyboardInterrupt:
             say(f"the run goes on: atelier pipeline status|stop {run.run_id}")
             raise
+
+
+@pipeline.command()
+@click.option("--image", default="", metavar="REF@DIGEST", help="Also start it in a pod, to try volume, MLflow and S3.")
+@click.option("--service-account", "account", default="atelier-pipeline", show_default=True, help="Of the pods.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each node.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training.")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def check(image: str, account: str, gpus: int, nodes: int, as_json: bool, server: Server) -> None:
+    """Look whether a cluster has what the pipeline needs; the exit code is 1 if something is missing."""
+    from atelier.pipelines.check import Wanted, check
+
+    found = []
+    for finding in check(server, Wanted(image, account, nodes, gpus)):
+        found.append(finding)
+        if not as_json:
+            print(f"{finding.state:7}  {finding.what:18}  {finding.said}", flush=True)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in found]))
+    if bad := [finding.what for finding in found if finding.state == "bad"]:
+        raise AtelierError(f"not as it should be: {', '.join(bad)}")
 
 
 @pipeline.command("list")
