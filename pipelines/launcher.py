@@ -1,26 +1,46 @@
-"""A training on several nodes: a Kubeflow TrainJob that lives and ends with the step that launched it."""
+"""A training on several nodes: a Kubeflow TrainJob that ends with the pipeline run that launched it, or before."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import urllib3
 from kubernetes import client, watch
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, InputError
+from atelier.files import digest_of, read_json, to_json
+from atelier.pipelines.workspace import (
+    FAILURES,
+    WORKSPACES,
+    Artifact,
+    Failure,
+    clear_workspaces,
+    errors_in_one_line,
+    fill,
+    take,
+    workspace,
+)
+from atelier.tracking.origin import PIPELINE_RUN
 
 T = TypeVar("T")
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+RUNTIME = "atelier-torch"  # a TrainingRuntime of deploy/
+RUN_LABEL = "pipeline/runid"  # as Kubeflow Pipelines labels the pods of a run
+SPEC_ANNOTATION = "atelier/spec"  # a digest of what was asked for: the API adds to it
+NAMESPACE = "POD_NAMESPACE"  # in the environment of a step of a pipeline whose trainings are TrainJobs
 JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 FIRST_POD = "batch.kubernetes.io/job-completion-index=0"
 WATCH_SECONDS = 60
@@ -28,8 +48,17 @@ TIMEOUT_SECONDS = 30  # the client ignores what is not an int
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
 LAST_LINES = 30
-DELETE_SECONDS = 20.0  # Kubernetes kills 30 s after SIGTERM
+DELETE_SECONDS = 20.0  # Kubernetes kills 30 s after SIGTERM, Argo's executor within one
 SIGTERM_EXIT_CODE = 143
+
+
+class Owner(NamedTuple):
+    """The object that a TrainJob goes with."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -39,10 +68,12 @@ class Job:
     Attributes:
         name: of the TrainJob, from `job_name`.
         runtime: name of the TrainingRuntime in the same namespace; it says volumes, secrets and restarts.
-        command: plain `torchrun …`, which reads the PET_* variables that the runtime sets.
+        command: which reads the PET_* variables that the runtime sets, as torchrun does.
         processes: on each node, one a GPU.
         environment: of the training's containers; no secrets, the runtime has those.
-        owner: (name, uid) of the pod that launches; with it the TrainJob goes. None outside a cluster.
+        pipeline_run: that it is part of, and by which it is found when that ends.
+        deadline_seconds: after which it counts as failed.
+        owner: what it goes with, the workflow of the pipeline run; None outside a cluster.
     """
 
     name: str
@@ -54,7 +85,9 @@ class Job:
     processes: int
     gpus: bool
     environment: Mapping[str, str]
-    owner: tuple[str, str] | None
+    pipeline_run: str
+    deadline_seconds: int
+    owner: Owner | None
 
     def manifest(self) -> dict[str, Any]:
         """The TrainJob as Kubernetes takes it."""
@@ -67,16 +100,22 @@ class Job:
         }
         if self.gpus:
             trainer["resourcesPerNode"] = {"limits": {"nvidia.com/gpu": self.processes}}
-        metadata: dict[str, Any] = {"name": self.name, "namespace": self.namespace}
-        if self.owner:
-            name, uid = self.owner
-            metadata["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]
-        return {
-            "apiVersion": f"{GROUP}/{VERSION}",
-            "kind": "TrainJob",
-            "metadata": metadata,
-            "spec": {"runtimeRef": {"kind": "TrainingRuntime", "name": self.runtime}, "trainer": trainer},
+        spec = {
+            "runtimeRef": {"kind": "TrainingRuntime", "name": self.runtime},
+            "trainer": trainer,
+            # holds though nobody is left to end it
+            "activeDeadlineSeconds": self.deadline_seconds,
         }
+        metadata: dict[str, Any] = {
+            "name": self.name,
+            "namespace": self.namespace,
+            "labels": {RUN_LABEL: self.pipeline_run},
+            "annotations": {SPEC_ANNOTATION: digest_of(to_json(spec).encode())[:16]},
+        }
+        if self.owner:
+            keys = ("apiVersion", "kind", "name", "uid")
+            metadata["ownerReferences"] = [dict(zip(keys, self.owner, strict=True))]
+        return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TrainJob", "metadata": metadata, "spec": spec}
 
 
 def job_name(run_id: str, task: str) -> str:
@@ -90,61 +129,94 @@ class Launcher:
 
     Args:
         job: what to launch.
-        deadline_seconds: after which the job is deleted and counts as failed, time in a queue included.
         say: gets the messages and the log of the first node.
         api: a Kubernetes API client.
+        failures: folder in which nodes leave how they failed; see `workspace.run_node`.
     """
 
-    def __init__(self, job: Job, deadline_seconds: float, say: Callable[[str], None], api: client.ApiClient) -> None:
-        self.job, self.say = job, say
-        self.deadline = time.monotonic() + deadline_seconds
+    def __init__(self, job: Job, say: Callable[[str], None], api: client.ApiClient, failures: Path) -> None:
+        self.job, self.listener, self.failures = job, say, failures
+        self.deadline = time.monotonic() + job.deadline_seconds
         self.jobs, self.core = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        # its connections are its own: a signal may come while the other's are locked
+        self.last_will = client.CustomObjectsApi(client.ApiClient(api.configuration))
         self.where = (GROUP, VERSION, job.namespace, PLURAL)
         self.ended = threading.Event()
         self.last_state = ""
+        self.hopeless: AtelierError | None = None
 
     def run(self) -> None:
         """Create or adopt the TrainJob and wait until it is complete.
 
         Raises:
-            AtelierError: if it fails, disappears, is refused, or is not done by the deadline.
+            AtelierError: if it fails, disappears, is refused, or is not done by the deadline; an `InputError` where
+                another try would fail as well.
             SystemExit: on SIGTERM; the TrainJob is deleted first.
         """
         with self._delete_on_sigterm():
             self._create_or_adopt()
-            log = threading.Thread(target=self._stream_log, daemon=True)
-            log.start()
+            threads = [threading.Thread(target=task, daemon=True) for task in (self._stream_log, self._hear_failures)]
+            for thread in threads:
+                thread.start()
             try:
                 self._wait()
             finally:
                 self.ended.set()
-                log.join(5)
+                for thread in threads:
+                    thread.join(5)
+
+    def say(self, message: str) -> None:
+        """Tell whoever listens, if someone does: Kubeflow's launcher dies at once of a signal, and its pipe with it."""
+        with contextlib.suppress(OSError):
+            self.listener(message)
 
     @contextmanager
     def _delete_on_sigterm(self) -> Iterator[None]:
-        def stop(*_: Any) -> None:
+        def stop(number: int, frame: FrameType | None) -> NoReturn:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said once is enough
+            # before anything else: Argo's executor ends this container in the second that Kubeflow's launcher dies in
+            with contextlib.suppress(Exception):
+                self._request_deletion(self.last_will)
             raise SystemExit(SIGTERM_EXIT_CODE)
 
         previous = signal.signal(signal.SIGTERM, stop)
         try:
             yield
         except (SystemExit, KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said once is enough
             self.say(f"stopped: deleting TrainJob {self.job.name}")
-            self._delete()
+            self._delete()  # again, until it is answered
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
 
     def _create_or_adopt(self) -> None:
-        try:
-            self._retried(self.jobs.create_namespaced_custom_object, *self.where, self.job.manifest())
-            self.say(f"created TrainJob {self.job.name}: {self.job.nodes} nodes")
-        except client.ApiException as error:
-            # made by an earlier try of this step, or by this one if the answer was lost
-            if error.status != 409:
+        """Make the job, unless an earlier try of this step did, or this one whose answer was lost."""
+        manifest = self.job.manifest()
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                self._retried(self.jobs.create_namespaced_custom_object, *self.where, manifest)
+                self.say(f"created TrainJob {self.job.name}: {self.job.nodes} nodes")
+                return
+            except client.ApiException as error:
+                if error.status != 409:
+                    raise _refusal(self.job.name, error) from None
+            try:
+                found = self._retried(self.jobs.get_namespaced_custom_object, *self.where, self.job.name)
+            except client.ApiException as error:
+                if error.status == 404:  # gone meanwhile
+                    continue
                 raise _refusal(self.job.name, error) from None
-            self.say(f"TrainJob {self.job.name} is there already: adopted")
+            if not (problem := _unfit(found, manifest)):
+                self.say(f"TrainJob {self.job.name} is there already: adopted")
+                return
+            self.say(f"TrainJob {self.job.name} is there already, but {problem}: waiting until it is gone")
+            if "deletionTimestamp" not in found["metadata"]:
+                self._request_deletion(self.jobs)
+            if self._left() <= 0:
+                raise AtelierError(f"TrainJob {self.job.name}: an earlier one was not gone by the deadline")
+            self._sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
     def _wait(self) -> None:
         """Look at the job, then watch it until the watch ends for whatever reason, then look again."""
@@ -154,7 +226,7 @@ class Launcher:
                 found = self._retried(self.jobs.get_namespaced_custom_object, *self.where, self.job.name)
             except client.ApiException as error:
                 if error.status == 404:
-                    raise AtelierError(f"TrainJob {self.job.name} has disappeared: someone deleted it") from None
+                    raise self._disappeared() from None
                 raise _refusal(self.job.name, error) from None
             if self._is_done(found):
                 return
@@ -187,11 +259,19 @@ class Launcher:
                 return True
         return False
 
+    def _disappeared(self) -> AtelierError:
+        return self.hopeless or AtelierError(f"TrainJob {self.job.name} has disappeared: someone deleted it")
+
     def _is_done(self, found: Mapping[str, Any]) -> bool:
+        if "deletionTimestamp" in found["metadata"]:
+            raise self._disappeared()
         status = found.get("status", {})
-        conditions = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
+        conditions = _conditions(found)
         if failed := conditions.get("Failed"):
             self._print_failed_pods()
+            reported = self._reported()
+            if reported:  # why, in the training's own words
+                raise _failure(self.job.name, reported[-1].failure)
             raise AtelierError(f"TrainJob {self.job.name} failed: {failed['reason']}: {failed['message']}")
         if "Complete" in conditions:
             self.say(f"TrainJob {self.job.name}: complete")
@@ -206,6 +286,28 @@ class Launcher:
             self._delete()
             raise AtelierError(f"TrainJob {self.job.name}: not done by its deadline; deleted")
         return False
+
+    def _reported(self) -> list[_Report]:
+        """What nodes left when they failed, in the order of time."""
+        reports = sorted(self.failures.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return [_Report(**read_json(path)) for path in reports]
+
+    def _hear_failures(self) -> None:
+        """Tell how nodes fail, and delete a job without hope: Kubernetes would start it again and again.
+
+        Hopeless is wrong input, and what a node failed of twice without a checkpoint in between.
+        """
+        told = len(self._reported()) if self.failures.is_dir() else 0
+        while not self.ended.wait(FIRST_WAIT_SECONDS):
+            reports = self._reported()
+            for number, report in enumerate(reports[told:], told):
+                self.say(f"{report.host} failed: {report.line}")
+                again = report.identity in [one.identity for one in reports[:number]]
+                if report.code == InputError.exit_code or again:
+                    self.hopeless = _failure(self.job.name, report.failure)
+                    self._delete()
+                    return
+            told = len(reports)
 
     def _print_failed_pods(self) -> None:
         try:
@@ -250,13 +352,14 @@ class Launcher:
         """Delete the job; an absent one is deleted."""
         self.deadline = time.monotonic() + DELETE_SECONDS
         try:
-            delete = self.jobs.delete_namespaced_custom_object
-            self._retried(delete, *self.where, self.job.name, propagation_policy="Foreground")
+            self._retried(self._request_deletion, self.last_will)
         except client.ApiException as error:
-            if error.status != 404:
-                self.say(f"TrainJob {self.job.name} cannot be deleted: {error.status} {error.reason}")
+            self.say(f"TrainJob {self.job.name} cannot be deleted: {error.status} {error.reason}")
         except AtelierError as error:
             self.say(f"TrainJob {self.job.name} may be left: {error}")
+
+    def _request_deletion(self, jobs: client.CustomObjectsApi, _request_timeout: int = TIMEOUT_SECONDS) -> None:
+        delete_job(jobs, self.job.namespace, self.job.name, _request_timeout)
 
     def _retried(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Repeat a call while the API fails; what it refuses is raised."""
@@ -289,10 +392,66 @@ def _lines(answer: Any) -> Iterator[str]:
         yield from (line.decode(errors="replace") for line in lines)
 
 
+def delete_job(jobs: client.CustomObjectsApi, namespace: str, name: str, timeout: int = TIMEOUT_SECONDS) -> None:
+    """Delete a TrainJob, and with it its pods; an absent one is deleted."""
+    try:
+        jobs.delete_namespaced_custom_object(
+            GROUP, VERSION, namespace, PLURAL, name, propagation_policy="Foreground", _request_timeout=timeout
+        )
+    except client.ApiException as error:
+        if error.status != 404:
+            raise
+
+
+class _Report(NamedTuple):
+    """What a node of a TrainJob left when it failed, and the newest checkpoint at that time."""
+
+    host: str
+    newest: str
+    code: int
+    line: str
+
+    @property
+    def failure(self) -> Failure:
+        return Failure(self.code, self.line)
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Equal in two failures: that node came no further."""
+        return self.host, self.newest, self.line
+
+
+def _failure(name: str, failure: Failure) -> AtelierError:
+    kind = InputError if failure.code == InputError.exit_code else AtelierError
+    return kind(f"TrainJob {name} failed: {failure.line}")
+
+
+def _conditions(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {one["type"]: one for one in found.get("status", {}).get("conditions", []) if one["status"] == "True"}
+
+
+def _unfit(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """What is against adopting a job; empty if it is alive, or complete, and what was asked for."""
+    if "deletionTimestamp" in found["metadata"]:
+        return "it is being deleted"
+    if "Failed" in _conditions(found):
+        return "it has failed"
+    asked = manifest["metadata"]["annotations"][SPEC_ANNOTATION]
+    same = found["metadata"].get("annotations", {}).get(SPEC_ANNOTATION) == asked
+    return "" if same else "it was made for something else"
+
+
 def _refusal(name: str, error: client.ApiException) -> AtelierError:
+    """What the API has against a request; wrong input, for another try would be refused as well."""
     said = " ".join(str(error.body or error.reason).split())[:300]
-    hint = "; the step's service account needs the rights in deploy/" if error.status in (401, 403) else ""
-    return AtelierError(f"TrainJob {name}: {error.status} {said}{hint}")
+    hint = ""
+    if error.status in (401, 403):
+        hint = (
+            "; the step's service account needs the rights in deploy/: submit with --service-account atelier-pipeline"
+        )
+    if error.status == 404:
+        hint = "; install Kubeflow Trainer, or train on one node"
+    return InputError(f"TrainJob {name}: {error.status} {said}{hint}")
 
 
 def api_client() -> client.ApiClient:
@@ -306,3 +465,115 @@ def api_client() -> client.ApiClient:
         config.load_kube_config(client_configuration=configuration)
     configuration.retries = False  # retried here, until the deadline
     return client.ApiClient(configuration)
+
+
+def require_rights(api: client.ApiClient, namespace: str) -> None:
+    """Refuse a pipeline run that could not launch its trainings, before it makes anything.
+
+    Raises:
+        InputError: if there is no Kubeflow Trainer, or this pod's service account may not make a TrainJob.
+        AtelierError: if the API does not answer.
+    """
+    attributes = {"group": GROUP, "resource": PLURAL, "verb": "create", "namespace": namespace}
+    try:
+        client.CustomObjectsApi(api).list_namespaced_custom_object(
+            GROUP, VERSION, namespace, PLURAL, limit=1, _request_timeout=TIMEOUT_SECONDS
+        )
+        review = client.AuthorizationV1Api(api).create_self_subject_access_review(
+            {"spec": {"resourceAttributes": attributes}}, _request_timeout=TIMEOUT_SECONDS
+        )
+        if not review.status.allowed:
+            raise client.ApiException(403, review.status.reason or f"may not create {PLURAL} in {namespace}")
+    except client.ApiException as error:
+        raise _refusal("of this pipeline", error) from None
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise AtelierError(f"the Kubernetes API does not answer ({str(error)[:200]})") from None
+
+
+def train_on_nodes(
+    name: str,
+    params: Mapping[str, Any],
+    data: Iterable[Artifact],
+    outputs: Mapping[str, Artifact],
+    image: str,
+    nodes: int,
+    processes: int,
+    deadline_hours: float,
+) -> None:
+    """Train a run on `nodes` nodes of `processes` GPUs; as `run_stage`, with the same outputs.
+
+    The workspace lies on a volume that the nodes share. A try after a failed one finds it, and trains on from the
+    checkpoints in it.
+    """
+    with errors_in_one_line():
+        if WORKSPACES not in os.environ:
+            raise InputError("training on several nodes needs a volume that they share: compile with --volume")
+        run_id, namespace, api = os.environ[PIPELINE_RUN], os.environ[NAMESPACE], api_client()
+        with workspace(f"train-{name}") as root:
+            fill(root, params, data)
+            job = Job(
+                name=job_name(run_id, f"train-{name}"),
+                namespace=namespace,
+                runtime=RUNTIME,
+                image=image,
+                command=("python", "-m", "atelier.pipelines.workspace", name, str(root)),
+                nodes=nodes,
+                processes=processes,
+                gpus=True,
+                environment={PIPELINE_RUN: run_id},
+                pipeline_run=run_id,
+                deadline_seconds=round(deadline_hours * 3600),
+                owner=_workflow(api, namespace, os.environ["POD_NAME"], os.environ["POD_UID"]),
+            )
+            Launcher(job, lambda line: print(line, flush=True), api, root / FAILURES).run()
+            take(root, outputs)
+
+
+def _workflow(api: client.ApiClient, namespace: str, pod: str, uid: str) -> Owner:
+    """What owns this step's pod: it outlives a pod that is lost, and its TrainJob then goes on; else the pod itself."""
+    with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError, OSError):
+        found = client.CoreV1Api(api).read_namespaced_pod(pod, namespace, _request_timeout=TIMEOUT_SECONDS)
+        for owner in found.metadata.owner_references or []:
+            return Owner(owner.api_version, owner.kind, owner.name, owner.uid)
+    return Owner("v1", "Pod", pod, uid)
+
+
+def close_pipeline() -> None:
+    """End what a pipeline run left: its TrainJobs, its MLflow runs, its folders on the volume.
+
+    Each of them though another fails.
+    """
+    from atelier.tracking.runs import close_pipeline_runs
+
+    run_id = os.environ[PIPELINE_RUN]
+    with errors_in_one_line(), ExitStack() as steps:
+        if shared := os.environ.get(WORKSPACES):
+            steps.callback(clear_workspaces, Path(shared), run_id)
+        steps.callback(lambda: print(f"MLflow runs closed: {close_pipeline_runs(Path.cwd(), run_id)}", flush=True))
+        if namespace := os.environ.get(NAMESPACE):
+            print(f"TrainJobs deleted: {delete_jobs(api_client(), namespace, run_id)}", flush=True)
+
+
+def delete_jobs(api: client.ApiClient, namespace: str, pipeline_run: str) -> int:
+    """Delete the TrainJobs of a pipeline run; returns how many there were.
+
+    Raises:
+        AtelierError: if the API refuses or does not answer.
+    """
+    jobs = client.CustomObjectsApi(api)
+    try:
+        found = jobs.list_namespaced_custom_object(
+            GROUP,
+            VERSION,
+            namespace,
+            PLURAL,
+            label_selector=f"{RUN_LABEL}={pipeline_run}",
+            _request_timeout=TIMEOUT_SECONDS,
+        )["items"]
+        for one in found:
+            delete_job(jobs, namespace, one["metadata"]["name"])
+    except client.ApiException as error:
+        raise _refusal(f"of run {pipeline_run}", error) from None
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise AtelierError(f"TrainJobs of run {pipeline_run} may be left: {str(error)[:200]}") from None
+    return len(found)

@@ -6,8 +6,10 @@ import os
 import re
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
@@ -34,7 +36,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
         image: a container image; None for subprocesses.
 
     Raises:
-        InputError: if `out` holds something, or a file or folder of `ingest.paths` is not there.
+        InputError: if `out` holds something, a file or folder of `ingest.paths` is not there, or a data set has no run.
         AtelierError: if a stage fails or an output is missing.
     """
     if out.exists() and any(out.iterdir()):
@@ -42,27 +44,53 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
     from docker.errors import DockerException
     from kfp import local
 
-    from atelier.pipelines.compiling import arguments
-    from atelier.pipelines.training import build
+    from atelier.pipelines.training import Options, arguments, build
 
     values = arguments(params)
-    paths = values["ingest"]["paths"]
-    values["ingest"]["paths"] = {name: _absolute(where, root) for name, where in paths.items()}
+    paths = dict[str, str]()
+    for item in values["datasets"]:
+        if not item["runs"]:
+            raise InputError(
+                f"params.yaml: datasets: '{item['dataset']}' has no run, and Kubeflow's local runner fails at a loop "
+                "over none; add one, or leave the data set out"
+            )
+        own = item["ingest"]["ingest"].get("paths", {})
+        paths |= {name: _absolute(where, root) for name, where in own.items()}
+        own |= {name: paths[name] for name in own}
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     experiment_id(client(out), out)  # else the first stage makes it, with artifacts in its own short-lived folder
     environment = {PIPELINE_RUN: uuid.uuid4().hex, "MLFLOW_TRACKING_URI": tracking_uri(out)}
-    runner = _docker(values["ingest"]["paths"]) if image else local.SubprocessRunner(use_venv=False)
+    runner = _docker(paths) if image else local.SubprocessRunner(use_venv=False)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _flat_lists():
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
-            build(image or "python", volume=False, retries=0, environment=environment)(**values)
+            build(Options(image or "python", volume=False, tries=1, environment=environment))(**values)
     except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)
     _require_outputs(params, out)
     return out
+
+
+@contextmanager
+def _flat_lists() -> Iterator[None]:
+    """Hand on what two loops collect as one list, as the server does; kfp's runner makes it a list of lists."""
+    from kfp.local import executor_input_utils
+
+    original = executor_input_utils.dsl_artifact_to_artifact_list
+
+    def flat(found: Any) -> Any:
+        while isinstance(found, list) and any(isinstance(item, list) for item in found):
+            found = [one for item in found for one in item]
+        return original(found)
+
+    executor_input_utils.dsl_artifact_to_artifact_list = flat
+    try:
+        yield
+    finally:
+        executor_input_utils.dsl_artifact_to_artifact_list = original
 
 
 def _absolute(where: str, root: Path) -> str:

@@ -1,27 +1,23 @@
-"""The graph of `dvc.yaml` for Kubeflow Pipelines: the same stages, edges and parameters."""
+"""The graph of `dvc.yaml` for Kubeflow Pipelines: the same stages, edges and parameters; and the file it becomes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from kfp import dsl, kubernetes
-from kfp.dsl import Artifact, Dataset, Input
+from kfp import compiler, dsl, kubernetes
+from kfp.dsl import Artifact, Dataset, Input, Model
 
-from atelier.components.close_runs import close_runs
-from atelier.components.compare import compare as compare_stage
-from atelier.components.evaluate import evaluate as evaluate_stage
-from atelier.components.ingest import ingest as ingest_stage
-from atelier.components.params import params as params_file
-from atelier.components.prepare import prepare as prepare_stage
-from atelier.components.reference import reference as reference_stage
-from atelier.components.register import register as register_stage
-from atelier.components.train import train as train_stage
-from atelier.components.train_on_nodes import train_on_nodes
-from atelier.pipelines.workspace import WORKSPACES
+from atelier import components
+from atelier.config import Params
+from atelier.errors import InputError
+from atelier.files import write_atomic
+from atelier.pipelines.workspace import TRIES, WORKSPACES
 
 NAME = "atelier-training"
-RETRIES = 2
+IMAGE_BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 SETTINGS = "atelier-settings"  # ConfigMap: MLFLOW_TRACKING_URI and the address of S3
 CREDENTIALS = "atelier-credentials"  # Secret: keys of S3, and of MLflow where it asks for some
 VOLUME = "atelier-workspaces"  # PersistentVolumeClaim: checkpoints outlive the pod that wrote them
@@ -33,15 +29,40 @@ CREDENTIAL_KEYS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+LOST_PODS = 10  # that a stage survives
+
+# What a stage reads of params.yaml beside the data set or the run it is of: sections, or keys of them.
+READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ingest": ("ingest",),
+        "prepare": ("prepare",),
+        "reference": (
+            "reference",
+            "evaluate.extractors",
+            "evaluate.samples",
+            "evaluate.draws",
+            "evaluate.manifold_samples",
+            "evaluate.memorisation_samples",
+            "evaluate.accuracy_kimg",
+            "ingest.timeout_seconds",
+        ),
+        "train": ("train",),
+        "evaluate": ("evaluate",),
+        "register": ("register", "train", "prepare"),
+        "compare": ("compare",),
+    }
+)
+
+Items = list[dict]  # type: ignore[type-arg]  # kfp has no type for a field of an item that may be anything
 
 
-class DatasetOutputs(NamedTuple):
-    """What the stages over data sets hand to those over runs, a list item a data set."""
+class Trained(NamedTuple):
+    """What the stages over the runs of a data set hand to `compare`, an item a run."""
 
-    data: list[Dataset]
-    data_digests: list[str]
-    measures: list[Artifact]
-    measure_digests: list[str]
+    models: list[Model]
+    records: list[Artifact]
+    reports: list[Artifact]
+    versions: list[Artifact]
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,6 @@ class Needs:
 
 
 NEEDS = {
-    "params": Needs("500m", "1G"),
     "ingest": Needs("1", "2G"),
     "prepare": Needs("2", "4G"),
     "reference": Needs("2", "8G", gpu=True),
@@ -68,205 +88,204 @@ NEEDS = {
 }
 
 
-def build(
-    image: str,
-    gpus: int = 0,
-    volume: bool = True,
-    retries: int = RETRIES,
-    nodes: int = 1,
-    deadline_hours: float = 72,
-    environment: Mapping[str, str] = MappingProxyType({}),
-) -> Any:
-    """The pipeline as kfp compiles or runs it.
+@dataclass(frozen=True)
+class Options:
+    """What a compiled pipeline depends on beside the parameters.
 
-    Args:
+    Attributes:
         image: that all stages run in.
         gpus: of a training, each with a process; the other stages that use one get one. 0: none has any.
-        volume: whether trainings keep their checkpoints on the claim `VOLUME`.
-        retries: of a stage that fails.
         nodes: of a training; more than one makes it a TrainJob, with `gpus` on each.
-        deadline_hours: of a TrainJob, its time in a queue included.
+        deadline_hours: of a stage: its time in a queue, lost pods and all tries together.
+        volume: whether trainings keep their checkpoints on the claim `VOLUME`.
+        tries: of a stage's command that fails; see `workspace.run_command`.
         environment: of every stage, for a run outside a cluster.
     """
 
+    image: str
+    gpus: int = 0
+    nodes: int = 1
+    deadline_hours: float = 72
+    volume: bool = True
+    tries: int = 3
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def arguments(params: Params) -> dict[str, Any]:
+    """The pipeline's parameters: a list of data sets, each with its runs, each with what its stages read."""
+    return {
+        "datasets": [
+            {
+                "dataset": dataset,
+                **{stage: stage_params(params, stage, [dataset], ()) for stage in ("ingest", "prepare", "reference")},
+                "runs": [
+                    {
+                        "run": run,
+                        **{
+                            stage: stage_params(params, stage, [dataset], [run])
+                            for stage in ("train", "evaluate", "register")
+                        },
+                    }
+                    for run in params.runs
+                    if params.run(run).dataset == dataset
+                ],
+            }
+            for dataset in params.datasets
+        ],
+        "compare": stage_params(params, "compare", params.datasets, params.runs),
+    }
+
+
+def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iterable[str]) -> dict[str, Any]:
+    """`params.yaml` of one stage: its data sets and runs, what it reads, and nothing of others.
+
+    Runs are a list, each with its name: Kubeflow keeps the order of a list, not of a mapping.
+    """
+    values = params.model_dump(mode="json", by_alias=True, exclude_none=True)  # a null is no default for Kubeflow
+    made: dict[str, Any] = {"datasets": list(datasets)}
+    made["runs"] = [{"run": run, **values["runs"][run]} for run in runs]
+    for path in READS[stage]:
+        section, _, key = path.partition(".")
+        made[section] = made.get(section, {}) | ({key: values[section][key]} if key else values[section])
+    # a data set of one's own is known by these two
+    for section, key in (("ingest", "paths"), ("prepare", "sets")):
+        own = {name: value for name, value in values[section][key].items() if name in made["datasets"]}
+        made.get(section, {}).pop(key, None)
+        if own:
+            made[section] = made.get(section, {}) | {key: own}
+    return made
+
+
+def compile_pipeline(params: Params, options: Options, target: Path) -> Path:
+    """Write the pipeline with `params` as defaults of its parameters; the same bytes for the same of both.
+
+    Raises:
+        InputError: if the image is not named by its digest: what a tag means changes, and Kubeflow's cache would take
+            what an older image made for the result of a newer one.
+    """
+    if not IMAGE_BY_DIGEST.fullmatch(options.image):
+        raise InputError(
+            f"--image {options.image}: name it by its digest, REPOSITORY@sha256:…, as 'docker push' prints it"
+        )
+    if options.nodes > 1 and not (options.volume and options.gpus):
+        raise InputError("--nodes: training on several nodes needs --gpus and --volume")
+    if (ranks := options.nodes * options.gpus) > 1:
+        _require_even_split(params, ranks)
+    partial = target.with_name(f".{target.stem}.partial.yaml")
+    try:
+        compiler.Compiler().compile(build(options), str(partial), pipeline_parameters=arguments(params))
+        lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
+        # kfp lists the inputs in a comment, in another order each time
+        write_atomic(target, "".join(line for line in lines if not line.startswith("#")))
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _require_even_split(params: Params, ranks: int) -> None:
+    """Refuse a batch that each training would refuse, after its data were made and its nodes had met."""
+    from atelier.ranks import share_of
+
+    for name in params.runs:
+        try:
+            share_of(params.run(name).recipe.batch, ranks)
+        except InputError as error:
+            raise InputError(f"params.yaml: runs.{name}.batch: {error}") from None
+
+
+def build(options: Options) -> Any:
+    """The pipeline as kfp compiles or runs it."""
+
     def on_node(task: Any) -> Any:
         """Give a task its image, resources, secrets, retries and caching."""
-        stage = task.name
+        stage, image, gpus = task.name, options.image, options.gpus
         needs = NEEDS[stage]
         task.set_container_image(image).set_caching_options(not needs.effects)
         task.set_cpu_request(needs.cpu).set_memory_request(needs.memory).set_memory_limit(needs.memory)
         if needs.gpu and gpus:
             count = gpus if stage == "train" else 1
             task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(count)
-        if retries:
-            task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+        if options.tries > 1:
+            # The server tries again what its pod was lost of, not what failed: that is for `workspace.run_command`.
+            # The window is of all tries together, and the later ones are ended with it: as long as the stage may take.
+            window = f"{round(options.deadline_hours * 3600)}s"
+            task.set_retry(LOST_PODS, backoff_duration="30s", backoff_factor=1, backoff_max_duration=window)
+        task.set_env_variable(TRIES, str(options.tries))
         kubernetes.use_config_map_as_env(task, SETTINGS, {key: key for key in SETTING_KEYS}, optional=True)
         kubernetes.use_secret_as_env(task, CREDENTIALS, {key: key for key in CREDENTIAL_KEYS}, optional=True)
         kubernetes.use_field_path_as_env(task, "ATELIER_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
         if "@" in image:
             task.set_env_variable("ATELIER_IMAGE_DIGEST", image.partition("@")[2])
-        for name, value in environment.items():
+        for name, value in options.environment.items():
             task.set_env_variable(name, value)
-        if stage == "train-on-nodes":
+        if options.nodes > 1 and stage in ("ingest", "train-on-nodes", "close-runs"):
             for name, field in {"NAME": "name", "UID": "uid", "NAMESPACE": "namespace"}.items():
                 kubernetes.use_field_path_as_env(task, f"POD_{name}", f"metadata.{field}")
         if stage == "train":
             kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")
-        if stage in ("train", "train-on-nodes") and volume:
+        if stage in ("train", "train-on-nodes", "close-runs") and options.volume:
             kubernetes.mount_pvc(task, VOLUME, VOLUME_PATH)
             task.set_env_variable(WORKSPACES, VOLUME_PATH)
         return task
 
-    # kfp cannot hand what one loop collects to another, but takes it as the outputs of a pipeline
-    @dsl.pipeline(name="datasets")
-    def over_datasets(
-        datasets: list[str],
-        ingest: dict[str, Any],
-        prepare: dict[str, Any],
-        reference: dict[str, Any],
-        evaluate: dict[str, Any],
-        repository: str,
-        revision: str,
-        dvc_remote: str,
-        params: Input[Artifact],
-    ) -> DatasetOutputs:
-        with dsl.ParallelFor(datasets) as dataset:
+    # A pipeline of its own: the server finds no value for a loop over a field of another loop's item, but takes the
+    # field as a parameter of a pipeline. Data come in one by one: of a list that goes into a loop, the server hands on
+    # the item made last (kubeflow/pipelines issue 13900).
+    @dsl.pipeline(name="trainings")
+    def trainings(runs: Items, data: Input[Dataset], measure: Input[Artifact]) -> Trained:
+        with dsl.ParallelFor(runs) as item:
+            on_nodes: dict[str, Any] = {}
+            if options.nodes > 1:
+                on_nodes = {"nodes": options.nodes, "image": options.image}
+                on_nodes["deadline_hours"] = float(options.deadline_hours)
+            trained = on_node(
+                (components.train_on_nodes if on_nodes else components.train)(
+                    run=item.run, params=item.train, processes=max(options.gpus, 1), data=data, **on_nodes
+                )
+            )
+            model, record = trained.outputs["model"], trained.outputs["record"]
+            evaluated = on_node(
+                components.evaluate(run=item.run, params=item.evaluate, data=data, measure=measure, model=model)
+            )
+            report = evaluated.outputs["report"]
+            registered = on_node(
+                components.register(run=item.run, params=item.register, model=model, record=record, report=report)
+            )
+        return Trained(
+            models=dsl.Collected(model),
+            records=dsl.Collected(registered.outputs["registered"]),
+            reports=dsl.Collected(report),
+            versions=dsl.Collected(registered.outputs["version"]),
+        )
+
+    # a pipeline of its own, for the server ties what is done at the end to a pipeline, not to a loop
+    @dsl.pipeline(name="stages")
+    def stages(datasets: Items, compare: dict[str, Any], repository: str, revision: str, dvc_remote: str) -> None:
+        with dsl.ParallelFor(datasets) as item:
             ingested = on_node(
-                ingest_stage(
-                    dataset=dataset,
-                    ingest=ingest,
+                components.ingest(
+                    dataset=item.dataset,
+                    params=item.ingest,
                     repository=repository,
                     revision=revision,
                     dvc_remote=dvc_remote,
-                    params=params,
                 )
             )
             prepared = on_node(
-                prepare_stage(
-                    dataset=dataset,
-                    prepare=prepare,
-                    raw_digest=ingested.outputs["Output"],
-                    params=params,
-                    raw=ingested.outputs["raw"],
-                )
+                components.prepare(dataset=item.dataset, params=item.prepare, raw=ingested.outputs["raw"])
             )
-            measured = on_node(
-                reference_stage(
-                    dataset=dataset,
-                    evaluate=evaluate,
-                    reference=reference,
-                    data_digest=prepared.outputs["Output"],
-                    params=params,
-                    data=prepared.outputs["data"],
-                )
-            )
-        return DatasetOutputs(
-            data=dsl.Collected(prepared.outputs["data"]),
-            data_digests=dsl.Collected(prepared.outputs["Output"]),
-            measures=dsl.Collected(measured.outputs["measure"]),
-            measure_digests=dsl.Collected(measured.outputs["Output"]),
-        )
-
-    # a pipeline of its own: the variables of a loop directly in an ExitHandler leak into the graph around it, and
-    # the server then fails the run (kubeflow/pipelines issues 12390 and 13273)
-    @dsl.pipeline(name="stages")
-    def stages(
-        datasets: list[str],
-        runs: list[dict[str, Any]],
-        ingest: dict[str, Any],
-        prepare: dict[str, Any],
-        reference: dict[str, Any],
-        train: dict[str, Any],
-        evaluate: dict[str, Any],
-        register: dict[str, Any],
-        compare: dict[str, Any],
-        repository: str,
-        revision: str,
-        dvc_remote: str,
-    ) -> None:
-        checked = on_node(
-            params_file(
-                datasets=datasets,
-                runs=runs,
-                ingest=ingest,
-                prepare=prepare,
-                reference=reference,
-                train=train,
-                evaluate=evaluate,
-                register=register,
-                compare=compare,
-            )
-        )
-        params = checked.outputs["params"]
-        ready = over_datasets(
-            datasets=datasets,
-            ingest=ingest,
-            prepare=prepare,
-            reference=reference,
-            evaluate=evaluate,
-            repository=repository,
-            revision=revision,
-            dvc_remote=dvc_remote,
-            params=params,
-        ).outputs
-        with dsl.ParallelFor(runs) as run:
-            on_nodes = {"nodes": nodes, "image": image, "deadline_hours": float(deadline_hours)} if nodes > 1 else {}
-            trained = on_node(
-                (train_on_nodes if on_nodes else train_stage)(
-                    run=run,
-                    train=train,
-                    processes=max(gpus, 1),
-                    data_digests=ready["data_digests"],
-                    params=params,
-                    data=ready["data"],
-                    **on_nodes,
-                )
-            )
-            model = trained.outputs["model"]
-            evaluated = on_node(
-                evaluate_stage(
-                    run=run,
-                    evaluate=evaluate,
-                    model_digest=trained.outputs["Output"],
-                    reference_digests=ready["measure_digests"],
-                    params=params,
-                    data=ready["data"],
-                    measures=ready["measures"],
-                    model=model,
-                )
-            )
-            registered = on_node(
-                register_stage(
-                    run=run,
-                    register=register,
-                    params=params,
-                    model=model,
-                    record=trained.outputs["record"],
-                    report=evaluated.outputs["report"],
-                )
-            )
+            data = prepared.outputs["data"]
+            measured = on_node(components.reference(dataset=item.dataset, params=item.reference, data=data))
+            trained = trainings(runs=item.runs, data=data, measure=measured.outputs["measure"])
         on_node(
-            compare_stage(
-                compare=compare,
-                version_digests=dsl.Collected(registered.outputs["Output"]),
-                params=params,
-                models=dsl.Collected(model),
-                records=dsl.Collected(registered.outputs["registered"]),
-                reports=dsl.Collected(evaluated.outputs["report"]),
-                versions=dsl.Collected(registered.outputs["version"]),
+            components.compare(
+                params=compare, **{name: dsl.Collected(trained.outputs[name]) for name in Trained._fields}
             )
         )
 
     @dsl.pipeline(name=NAME, description="Image generators, from data to registry: the graph of dvc.yaml.")
     def training(
-        datasets: list[str],
-        runs: list[dict[str, Any]],
-        ingest: dict[str, Any],
-        prepare: dict[str, Any],
-        reference: dict[str, Any],
-        train: dict[str, Any],
-        evaluate: dict[str, Any],
-        register: dict[str, Any],
+        datasets: Items,
         compare: dict[str, Any],
         repository: str = "",
         revision: str = "",
@@ -275,33 +294,16 @@ def build(
         """Train, judge, register and compare the runs.
 
         Args:
-            datasets: names of the data sets, as in params.yaml.
-            runs: entries of `runs` in params.yaml, each with its name: {"name", "dataset", "model", ...}.
-            ingest: section of params.yaml.
-            prepare: section of params.yaml.
-            reference: section of params.yaml.
-            train: section of params.yaml.
-            evaluate: section of params.yaml.
-            register: section of params.yaml.
-            compare: section of params.yaml.
+            datasets: each with its name, its runs, and what its stages read of params.yaml; see `arguments`.
+            compare: what `compare` reads of params.yaml.
             repository: git repository whose dvc.lock says which raw data, together with `revision`.
             revision: full commit in it; empty: data are ingested.
             dvc_remote: URL that data are pulled from, instead of the repository's own remote, or pushed to if ingested.
         """
-        with dsl.ExitHandler(on_node(close_runs())):
-            stages(
-                datasets=datasets,
-                runs=runs,
-                ingest=ingest,
-                prepare=prepare,
-                reference=reference,
-                train=train,
-                evaluate=evaluate,
-                register=register,
-                compare=compare,
-                repository=repository,
-                revision=revision,
-                dvc_remote=dvc_remote,
-            )
+        ran = stages(
+            datasets=datasets, compare=compare, repository=repository, revision=revision, dvc_remote=dvc_remote
+        )
+        # what dsl.ExitHandler makes, without the level of its own
+        on_node(components.close_runs()).after(ran).ignore_upstream_failure()
 
     return training

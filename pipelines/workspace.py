@@ -6,24 +6,34 @@ So a stage runs where it has no folder in common with the others, such as the po
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from atelier.config.records import Report
-from atelier.errors import AtelierError
-from atelier.files import digest, digest_of, folder_digest, read_json, write_atomic, write_json
+from atelier.errors import LOST_RANK, AtelierError, InputError
+from atelier.files import write_atomic, write_json
 from atelier.tracking.origin import PIPELINE_RUN
 
+TRIES = "ATELIER_TRIES"  # in the environment: how often a stage's command is tried
 WORKSPACES = "ATELIER_WORKSPACES"  # in the environment: the folder of a shared volume
+KEPT_DAYS = 14
+RETRY_SECONDS = 30.0
+LAST_LINES = 200  # in which a failed training's reason is looked for: torchrun adds a report of its own
+FAILURES = "failures"  # in a workspace: what nodes of a TrainJob left
 PLACE = "place"  # metadata of an artifact: its path in a workspace, such as models/RUN
 
 
@@ -37,51 +47,57 @@ class Artifact(Protocol):
 def run_stage(
     stage: str,
     name: str | None,
-    params: Artifact,
-    sections: Mapping[str, Any],
+    params: Mapping[str, Any],
     inputs: Iterable[Artifact],
     outputs: Mapping[str, Artifact],
     processes: int = 1,
-) -> str:
+) -> None:
     """Run `atelier STAGE [NAME]` and fill the output artifacts.
 
     Args:
         stage: the command.
         name: its data set or run; None for a stage over all of them.
-        params: all of params.yaml, as `write_params` wrote it.
-        sections: what takes the place of sections of `params`.
+        params: its params.yaml.
         inputs: artifacts of stages before, each knowing its place.
         outputs: place in the workspace → artifact.
         processes: of a training, each a rank.
-
-    Returns:
-        A digest of what was made.
 
     Raises:
         SystemExit: with the stage's exit code, if it fails; it has said why.
     """
     with workspace(f"{stage}-{name or 'all'}") as root:
-        fill(root, params, sections, inputs)
+        fill(root, params, inputs)
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         command = [sys.executable, "-m", *(launcher if processes > 1 else []), "atelier", stage]
         run_command([*command, *([name] if name else []), "--root", str(root)])
-        return take(root, outputs)
+        take(root, outputs)
+
+
+def require_nodes() -> None:
+    """Refuse a pipeline run that trains on several nodes where it may not, before it makes anything.
+
+    POD_NAMESPACE in the environment says that it does.
+    """
+    if namespace := os.environ.get("POD_NAMESPACE"):
+        from atelier.pipelines.launcher import api_client, require_rights
+
+        with errors_in_one_line():
+            require_rights(api_client(), namespace)
 
 
 def ingest_version(
     dataset: str,
-    params: Artifact,
-    sections: Mapping[str, Any],
+    params: Mapping[str, Any],
     outputs: Mapping[str, Artifact],
     repository: str,
     revision: str,
     remote: str,
-) -> str:
+) -> None:
     """Raw files out of a DVC remote, if a revision says which, or ingested and put into it; as `run_stage`."""
     from atelier.data.versions import pull, push
 
     with errors_in_one_line(), workspace(f"ingest-{dataset}") as root:
-        fill(root, params, sections, [])
+        fill(root, params, [])
         if revision:
             pull(dataset, repository, revision, remote, root)
         else:
@@ -90,7 +106,7 @@ def ingest_version(
             print(f"pushed to {remote} as {md5}", flush=True)
             for artifact in outputs.values():
                 artifact.metadata |= {"dvc_md5": md5, "dvc_remote": remote}
-        return take(root, outputs)
+        take(root, outputs)
 
 
 @contextmanager
@@ -108,7 +124,7 @@ def workspace(name: str) -> Iterator[Path]:
     """Yield a folder that goes when the stage succeeds.
 
     With ATELIER_WORKSPACES (a shared volume) and ATELIER_PIPELINE_RUN in the environment, a stage that failed finds
-    its folder again, and its checkpoints in it, when it is tried once more.
+    its folder again, and its checkpoints in it, when it is tried once more; `clear_workspaces` removes it in time.
     """
     if shared := os.environ.get(WORKSPACES):
         root = Path(shared) / os.environ[PIPELINE_RUN] / name
@@ -120,9 +136,20 @@ def workspace(name: str) -> Iterator[Path]:
             yield Path(folder)
 
 
-def fill(root: Path, params: Artifact, sections: Mapping[str, Any], inputs: Iterable[Artifact]) -> None:
+def clear_workspaces(shared: Path, pipeline_run: str) -> None:
+    """Remove what a pipeline run left empty, and what runs that failed left `KEPT_DAYS` ago and nobody tried again."""
+    with contextlib.suppress(OSError):  # not empty: for a retry
+        (shared / pipeline_run).rmdir()
+    for folder in shared.iterdir():
+        paths = [folder, *folder.rglob("*")]
+        newest = max((path.lstat().st_mtime for path in paths), default=0)
+        if time.time() - newest > KEPT_DAYS * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def fill(root: Path, params: Mapping[str, Any], inputs: Iterable[Artifact]) -> None:
     """Write params.yaml and put every input in its place: by hard links, since MLflow takes no symbolic ones."""
-    write_json(root / "params.yaml", read_json(Path(params.path)) | whole_numbers(dict(sections)))
+    write_json(root / "params.yaml", as_written(params))
     for artifact in inputs:
         place(Path(artifact.path), root / artifact.metadata[PLACE])
 
@@ -145,27 +172,20 @@ def _link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
-def take(root: Path, outputs: Mapping[str, Artifact]) -> str:
-    """Move what a stage made into its artifacts; returns a digest of it."""
-    digests = []
-    for place, artifact in outputs.items():
-        made, target = root / place, Path(artifact.path)
-        digests.append(folder_digest(made) if made.is_dir() else digest(made))
+def take(root: Path, outputs: Mapping[str, Artifact]) -> None:
+    """Move what a stage made into its artifacts."""
+    for where, artifact in outputs.items():
+        target = Path(artifact.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(made, target)
-        artifact.metadata[PLACE] = place
-    return digest_of("\n".join(digests).encode())
+        shutil.move(root / where, target)
+        artifact.metadata[PLACE] = where
 
 
-def write_params(values: Mapping[str, Any], artifact: Artifact) -> None:
-    """Write params.yaml and refuse what is wrong in it, before anything runs."""
-    from atelier.config import load_params
-
-    path = Path(artifact.path)
-    write_json(path, whole_numbers(dict(values)))
-    with errors_in_one_line():
-        load_params(path)
-    artifact.metadata[PLACE] = "params.yaml"
+def as_written(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's params.yaml from what Kubeflow hands it; see `training.stage_params`."""
+    values: dict[str, Any] = whole_numbers(dict(params))
+    values["runs"] = {run["run"]: {key: value for key, value in run.items() if key != "run"} for run in values["runs"]}
+    return values
 
 
 def whole_numbers(value: Any) -> Any:
@@ -177,20 +197,104 @@ def whole_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+class Failure(NamedTuple):
+    """How a command failed.
+
+    Attributes:
+        code: the exit code; of a training by several processes, that of the first which failed.
+        line: what it said last, or why.
+    """
+
+    code: int
+    line: str
+
+
 def run_command(command: Sequence[str]) -> None:
-    """Run a command and pass SIGTERM on to it, so that a training saves itself.
+    """Run a stage's command; one that failed is tried again as often as ATELIER_TRIES says.
+
+    The server does that for a lost pod alone. Wrong input stays wrong, and is not tried again; a training goes on from
+    its checkpoints. SIGTERM is passed on, so that a training saves itself.
 
     Raises:
-        SystemExit: with its exit code, if that is not zero.
+        SystemExit: with the exit code of the last try.
     """
-    process = subprocess.Popen(command)
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        code = process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if code:
-        raise SystemExit(code if code > 0 else 128 - code)
+    tries = int(os.environ.get(TRIES, "1"))
+    with _Child() as child:
+        number = 1
+        while (failure := child.run(command)) is not None:
+            if number >= tries or failure.code == InputError.exit_code or child.stopped:
+                raise SystemExit(failure.code)
+            number += 1
+            told = f"ended with {failure.code}: try {number} of {tries} in {RETRY_SECONDS:g} s"
+            print(told, file=sys.stderr, flush=True)
+            time.sleep(RETRY_SECONDS)
+
+
+def run_node(run: str, root: Path) -> None:
+    """Train on this node of a TrainJob, once; a failure is left in the shared workspace, where the launcher finds it.
+
+    Raises:
+        SystemExit: with the exit code of the process that failed first, of which torchrun makes 1.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "-m", "atelier", "train", run, "--root", str(root)]
+    with _Child() as child:
+        failure = child.run(command)
+        if failure is None:
+            return
+        if not child.stopped and LOST_RANK not in failure.line:
+            newest = max((path.name for path in (root / "checkpoints" / run).glob("*")), default="")
+            host = socket.gethostname()
+            write_json(
+                root / FAILURES / f"{host}-{time.time_ns()}.json", {"host": host, "newest": newest, **failure._asdict()}
+            )
+        print(f"atelier: {failure.line}", file=sys.stderr, flush=True)  # after torchrun's own words
+        raise SystemExit(failure.code)
+
+
+class _Child:
+    """A process at a time, told of SIGTERM and heard.
+
+    Attributes:
+        stopped: whether SIGTERM came.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.previous = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+        if self.process is None:
+            raise SystemExit(128 + signal.SIGTERM)
+        self.process.terminate()
+
+    def run(self, command: Sequence[str]) -> Failure | None:
+        """Run it to its end and pass on what it says; None if all went well."""
+        said = deque[str](maxlen=LAST_LINES)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+            self.process = process
+            assert process.stderr is not None
+            for line in process.stderr:
+                said.append(line.rstrip())
+                with contextlib.suppress(OSError):  # whoever listened is gone; the training need not be
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+        self.process, code = None, process.returncode
+        if code == 0:
+            return None
+        # torchrun's report names the root cause last
+        codes = [int(found[1]) for line in said if (found := re.search(r"^\s*exitcode\s*: (-?\d+)", line))]
+        code = codes[-1] if codes else code
+        reasons = [line.removeprefix("atelier: ") for line in said if line.startswith("atelier: ")]
+        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return Failure(128 - code if code < 0 else code, reasons[-1] if reasons else killed)
 
 
 def write_page(page: Artifact, title: str, folder: Artifact, pictures: Iterable[str]) -> None:
@@ -208,3 +312,7 @@ def log_figures(figures: Artifact, report: Artifact) -> None:
     """Give the figures of a report to an artifact, whose metadata Kubeflow shows."""
     for name, value in Report.read(Path(report.path) / "metrics.json", "atelier evaluate").metrics.items():
         figures.metadata |= {name: value.mean, f"{name}_deviation": value.deviation}
+
+
+if __name__ == "__main__":  # the command of a TrainJob's nodes
+    run_node(sys.argv[1], Path(sys.argv[2]))

@@ -1,5 +1,7 @@
 """The two ways a command ends badly; both print one line and never a traceback."""
 
+LOST_RANK = "another rank ended or cannot be reached"  # begins what a rank says that failed by no fault of its own
+
 
 def shown(text: str) -> str:
     """Text that is not ours, for a terminal: one line, in which line breaks and escape sequences are spelt out."""

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 
-from atelier.errors import AtelierError, InputError
+from atelier.errors import LOST_RANK, AtelierError, InputError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
@@ -32,6 +32,20 @@ class RankLost(AtelierError):
     """Another rank ended or cannot be reached."""
 
 
+def share_of(batch: int, ranks: int) -> int:
+    """How many images of a global batch are each rank's.
+
+    Raises:
+        InputError: if the ranks cannot have equal shares of two images or more.
+    """
+    if batch % ranks or batch // ranks < 2:
+        raise InputError(
+            f"batch {batch} does not split evenly over {ranks} ranks with two images or more each; "
+            f"set the run's batch to a multiple of {ranks}, or start another number of processes"
+        )
+    return batch // ranks
+
+
 @contextmanager
 def lost_if_it_fails() -> Iterator[None]:
     """Name the only cause that a failed exchange between sound ranks can have."""
@@ -39,7 +53,7 @@ def lost_if_it_fails() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         raise RankLost(
-            f"another rank ended or cannot be reached ({str(error).splitlines()[0][:160]}); started again, "
+            f"{LOST_RANK} ({str(error).splitlines()[0][:160]}); started again, "
             "training goes on from its last checkpoint (torchrun --max-restarts does that by itself)"
         ) from error
 
@@ -87,17 +101,8 @@ class Ranks:
         return self.rank == 0
 
     def share_of(self, batch: int) -> int:
-        """How many images of a global batch are this rank's.
-
-        Raises:
-            InputError: if the ranks cannot have equal shares of two images or more.
-        """
-        if batch % self.world_size or batch // self.world_size < 2:
-            raise InputError(
-                f"batch {batch} does not split evenly over {self.world_size} ranks with two images or more each; "
-                f"set the run's batch to a multiple of {self.world_size}, or start another number of processes"
-            )
-        return batch // self.world_size
+        """How many images of a global batch are this rank's; see `share_of`."""
+        return share_of(batch, self.world_size)
 
     def together(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank, each on its own machine; where it fails on one, all have its error.

@@ -10,28 +10,30 @@ from typing import Any
 
 import pytest
 
-from atelier.components.params import params
-from atelier.config import Promote, load_params
+from atelier import components
+from atelier.config import load_params
 from atelier.files import read_json
-from atelier.pipelines.compiling import arguments
+from atelier.pipelines.training import arguments
+from atelier.pipelines.workspace import whole_numbers
 
 pytestmark = pytest.mark.processes
 PROJECT = Path(__file__).parents[2]
 
 
-def run(component: Any, tmp_path: Path, values: dict[str, Any], environment: dict[str, str]) -> Any:
-    """Start the command of a component's container with the input that Kubeflow gives it."""
-    container = component.component_spec.implementation.container
+def ingest(tmp_path: Path, params: Any, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Start the command of the component's container with the input that Kubeflow gives it."""
+    container = components.ingest.component_spec.implementation.container
     command = [part.replace("python3", sys.executable, 1) for part in container.command]
-    artifact = {"name": "params", "uri": str(tmp_path / "params"), "type": {"schemaTitle": "system.Artifact"}}
+    artifact = {"name": "raw", "uri": str(tmp_path / "raw"), "type": {"schemaTitle": "system.Dataset"}}
+    values = {"dataset": "mnist", "params": params, "repository": "", "revision": "", "dvc_remote": ""}
     handed = {
         "inputs": {"parameterValues": values},
         "outputs": {
-            "artifacts": {"params": {"artifacts": [artifact]}},
+            "artifacts": {"raw": {"artifacts": [artifact]}},
             "outputFile": str(tmp_path / "executor_output.json"),
         },
     }
-    options = ["--executor_input", json.dumps(handed), "--function_to_execute", "params"]
+    options = ["--executor_input", json.dumps(handed), "--function_to_execute", "ingest"]
     return subprocess.run(
         [*command, *options], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -46,19 +48,30 @@ def as_kubeflow_hands_them(values: Any) -> Any:
     return float(values) if isinstance(values, int) and not isinstance(values, bool) else values
 
 
-def test_params_come_out_as_they_went_in(tmp_path: Path, environment: dict[str, str]) -> None:
-    expected = load_params(PROJECT / "params.yaml").model_copy(update={"promote": Promote()})  # no stage reads those
-    result = run(params, tmp_path, as_kubeflow_hands_them(arguments(expected)), environment)
+def ingest_params(*overrides: str) -> Any:
+    values = arguments(load_params(PROJECT / "params.yaml", overrides))
+    return as_kubeflow_hands_them(values["datasets"][0]["ingest"])
+
+
+def test_a_component_runs_its_stage_and_says_where_a_workspace_has_its_output(
+    tmp_path: Path, mnist_files: Path, environment: dict[str, str]
+) -> None:
+    result = ingest(tmp_path, ingest_params(f"ingest.paths={{mnist: {mnist_files}}}"), environment)
     assert result.returncode == 0, result.stderr
-    assert load_params(tmp_path / "params") == expected
-    (written,) = read_json(tmp_path / "executor_output.json")["artifacts"]["params"]["artifacts"]
-    assert written["metadata"] == {"place": "params.yaml"}
+    assert (tmp_path / "raw" / "train-images.idx").is_file()
+    (written,) = read_json(tmp_path / "executor_output.json")["artifacts"]["raw"]["artifacts"]
+    assert written["metadata"] == {"place": "data/raw/mnist"}
 
 
 def test_wrong_params_end_the_step_with_one_line(tmp_path: Path, environment: dict[str, str]) -> None:
-    values = arguments(load_params(PROJECT / "params.yaml"))
-    values["train"]["pictures"] = 0
-    result = run(params, tmp_path, values, environment)
+    params = ingest_params()
+    params["ingest"]["limit_files"] = 0.0
+    result = ingest(tmp_path, params, environment)
     assert result.returncode == 2
-    assert "train.pictures" in result.stderr
+    assert "ingest.limit_files" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_whole_numbers_come_out_as_they_went_in() -> None:
+    values = arguments(load_params(PROJECT / "params.yaml"))
+    assert whole_numbers(as_kubeflow_hands_them(values)) == values

@@ -11,6 +11,8 @@ import yaml
 from jsonschema import Draft4Validator
 from kubernetes_api import strict
 
+from atelier.errors import InputError
+
 PROJECT = Path(__file__).parents[2]
 KUBERNETES = "1.34"
 RUNTIME_CRD = PROJECT / "tests/schemas/kubeflow-trainer/trainer.kubeflow.org_clustertrainingruntimes.yaml"
@@ -52,6 +54,7 @@ def test_the_rights_are_what_the_launcher_calls(built: dict[str, list[Any]]) -> 
         "list_namespaced_custom_object": {("trainjobs", "list"), ("trainjobs", "watch")},
         "delete_namespaced_custom_object": {("trainjobs", "delete")},
         "list_namespaced_pod": {("pods", "list")},
+        "read_namespaced_pod": {("pods", "get")},
         "read_namespaced_pod_log": {("pods/log", "get")},
     }
     assert called == set(needs)
@@ -60,10 +63,10 @@ def test_the_rights_are_what_the_launcher_calls(built: dict[str, list[Any]]) -> 
 
 
 def test_names_are_those_the_pipeline_uses(built: dict[str, list[Any]]) -> None:
-    from atelier.pipelines import train_job, training
+    from atelier.pipelines import launcher, training
 
     objects = built["laptop"]
-    runtime = named(objects, "TrainingRuntime", train_job.RUNTIME)
+    runtime = named(objects, "TrainingRuntime", launcher.RUNTIME)
     pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     (node,) = pod["containers"]
     assert node["name"] == "node"  # whose log the launcher reads
@@ -73,3 +76,20 @@ def test_names_are_those_the_pipeline_uses(built: dict[str, list[Any]]) -> None:
     assert set(named(objects, "ConfigMap", training.SETTINGS)["data"]) == set(training.SETTING_KEYS)
     assert named(objects, "PersistentVolumeClaim", training.VOLUME)
     assert "ttlSecondsAfterFinished" not in yaml.dump(runtime)
+
+
+def test_a_lost_node_starts_all_anew_and_wrong_input_ends_them(built: dict[str, list[Any]]) -> None:
+    jobs = named(built["laptop"], "TrainingRuntime", "atelier-torch")["spec"]["template"]["spec"]
+    (node,) = jobs["replicatedJobs"]
+    job = node["template"]["spec"]
+    # JobSet's default is OnFailure: the containers of all nodes are started again in place, 6 times for all together
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["backoffLimit"] == 0
+    assert jobs["failurePolicy"]["maxRestarts"] > 3
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [InputError.exit_code]
+    assert jobs["failurePolicy"]["rules"] == [
+        {"name": "wrongInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    assert job["template"]["spec"]["terminationGracePeriodSeconds"] < 30

@@ -37,11 +37,13 @@ JOB = Job(
     processes=1,
     gpus=True,
     environment={"OMP_NUM_THREADS": "1"},
+    pipeline_run="run-1",
+    deadline_seconds=30,
     owner=None,
 )
 LAUNCHER = {
     *((PLURAL, verb) for verb in ("create", "get", "list", "watch", "delete")),
-    ("pods", "list"),
+    *(("pods", verb) for verb in ("get", "list")),
     ("pods/log", "get"),
 }
 STEP = {
@@ -133,7 +135,7 @@ def launch(cluster: Cluster) -> Iterator[Callable[..., list[str]]]:
         controller = threading.Thread(target=cluster_acts)
         controller.start()
         try:
-            Launcher(job, 30, say, cluster.as_account(account, NAMESPACE)).run()
+            Launcher(job, say, cluster.as_account(account, NAMESPACE), Path("not-there")).run()
         finally:
             watched.set()
             controller.join()

@@ -76,6 +76,7 @@ class KubeflowServer:
         self.refused: list[list[str]] = []
         self.faults: dict[tuple[str, str], list[int | str]] = {}
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
+        self.tasks: list[dict[str, Any]] = []  # of every run
         self.on_change: Callable[[], None] = lambda: None
         self.lock = threading.RLock()
         self.token: str | None = None
@@ -92,9 +93,10 @@ class KubeflowServer:
         kind = parts[0]
         if method == "GET":
             if kind == "runs" and len(parts) == 2:
-                run = self.things["runs"][parts[1]]
+                if (run := self.things["runs"].get(parts[1])) is None:
+                    return 404, {"message": f"Run {parts[1]} not found"}
                 run["state"] = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-                return 200, run
+                return 200, run | {"run_details": {"task_details": self.tasks}}
             if len(parts) == 3:
                 kind = "versions"
             wanted = json.loads(query["filter"][0])["predicates"][0]["stringValue"] if "filter" in query else None
@@ -108,6 +110,11 @@ class KubeflowServer:
             if self.things[kind].pop(parts[1], None) is None:
                 return 404, {"message": f"{parts[1]} not found"}
             self.on_change()
+            return 200, {}
+        if action := re.fullmatch(r"([^:]+):(terminate|retry)", parts[-1]):
+            if action[1] not in self.things["runs"]:
+                return 404, {"message": f"Run {action[1]} not found"}
+            self.states = ["CANCELING", "FAILED"] if action[2] == "terminate" else ["RUNNING", "SUCCEEDED"]
             return 200, {}
         self.count += 1
         identity = f"{kind}-{self.count}"

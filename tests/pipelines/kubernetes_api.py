@@ -45,7 +45,8 @@ class KubernetesApi:
 
     `faults` maps a kind of request (create, get, watch, delete, pods, log) to what happens to the next ones, in order:
     a status to answer with, "drop" to close the connection without an answer, "lost" to do it and close, None to
-    behave; for a watch also "gone" to report 410, and "cut" to drop the connection after its first event.
+    behave; for a watch also "gone" to report 410, and "cut" to drop the connection after its first event; for a log
+    "flow", which has no end.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,8 @@ class KubernetesApi:
         self.requests: list[tuple[str, str]] = []
         self.created: list[dict[str, Any]] = []
         self.faults: dict[str, list[int | str | None]] = {}
+        self.deletion_takes = 0  # requests for the job after which a deleted one is gone
+        self.allowed = True  # what the review of rights says
         self.changed = threading.Condition()
         self.version = 0
         self.events: list[tuple[int, str, dict[str, Any]]] = []
@@ -102,9 +105,13 @@ class KubernetesApi:
 def _kind(method: str, path: str, query: dict[str, list[str]]) -> str:
     if "/pods" in path:
         return "log" if path.endswith("/log") else "pods"
+    if path.endswith("/selfsubjectaccessreviews"):
+        return "review"
     if method == "POST":
         return "create"
-    return "delete" if method == "DELETE" else "watch" if "watch" in query else "get"
+    if method == "DELETE":
+        return "delete"
+    return "watch" if "watch" in query else "get" if path.rsplit("/", 1)[-1] != "trainjobs" else "list"
 
 
 @contextmanager
@@ -136,13 +143,24 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
             if kind == "pods":
                 return self.list_pods(query)
             if kind == "log":
-                return self.log(address.path.split("/")[-2], query)
+                return self.flow() if fault == "flow" else self.log(address.path.split("/")[-2], query)
+            if kind == "review":
+                return self.send(201, json.loads(raw) | {"status": {"allowed": api.allowed}})
+            if kind == "list":
+                return self.list_jobs(query)
             if name not in api.jobs:
                 return self.status(404, f'trainjobs "{name}" not found')
+            job = api.jobs[name]
             if kind == "delete":
-                api.remove(name)
-                return self.status(200, "deleted")
-            return self.send(200, api.jobs[name])
+                assert query["propagationPolicy"] == ["Foreground"]
+                # what has dependents stays until those are gone
+                job["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
+                api.record("MODIFIED", job)
+            if "deletionTimestamp" in job["metadata"]:
+                if api.deletion_takes <= 0:
+                    api.remove(name)
+                api.deletion_takes -= 1
+            return self.status(200, "deleted") if kind == "delete" else self.send(200, job)
 
         do_GET = do_POST = do_DELETE = handle_any  # noqa: N815
 
@@ -160,6 +178,11 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
                 self.close_connection = True
                 return None
             return self.send(201, job)
+
+        def list_jobs(self, query: dict[str, list[str]]) -> None:
+            wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
+            items = [job for job in api.jobs.values() if wanted.items() <= job["metadata"].get("labels", {}).items()]
+            self.send(200, {"kind": "TrainJobList", "apiVersion": "v1", "metadata": {}, "items": items})
 
         def watch(self, query: dict[str, list[str]], fault: int | str | None) -> None:
             self.send_response(200)
@@ -207,6 +230,16 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
             if "timestamps" in query:
                 lines = [f"2026-01-01T00:00:{number:02d}.0Z {line}" for number, line in enumerate(lines)]
             self.send(200, "".join(f"{line}\n" for line in lines))
+
+        def flow(self) -> None:
+            """A log that goes on and on."""
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            while not api.stopping:
+                line = b"2026-01-01T00:00:00.0Z more\n"
+                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+                time.sleep(0.05)
 
         def chunk(self, event: dict[str, Any]) -> None:
             data = json.dumps(event).encode() + b"\n"

@@ -9,14 +9,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kubernetes import client
 from kubernetes_api import KubernetesApi, kubernetes_api
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, InputError
+from atelier.files import write_json
 from atelier.pipelines import launcher
-from atelier.pipelines.launcher import Job, Launcher, job_name
+from atelier.pipelines.launcher import (
+    Job,
+    Launcher,
+    Owner,
+    delete_jobs,
+    job_name,
+    require_rights,
+)
 
 NAME = job_name("run-1", "train-mnist-cgan")
 JOB = Job(
@@ -29,16 +39,19 @@ JOB = Job(
     processes=4,
     gpus=True,
     environment={"OMP_NUM_THREADS": "1"},
-    owner=("launcher-pod", "uid-of-it"),
+    pipeline_run="run-1",
+    deadline_seconds=20,
+    owner=Owner("argoproj.io/v1alpha1", "Workflow", "atelier-training-x", "uid-of-it"),
 )
 PROCESS = """
 import sys
+from pathlib import Path
 from kubernetes import client
 from atelier.pipelines import launcher
 from test_launcher import JOB
 launcher.FIRST_WAIT_SECONDS = 0.05
 api = client.ApiClient(client.Configuration(host=sys.argv[1]))
-launcher.Launcher(JOB, 60, lambda line: print(line, flush=True), api).run()
+launcher.Launcher(JOB, lambda line: print(line, flush=True), api, Path("not-there")).run()
 """
 
 
@@ -52,9 +65,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
 def launch(
     api: KubernetesApi,
     play: Callable[[], None] = lambda: None,
-    deadline: float = 20,
     job: Job = JOB,
     said: list[str] | None = None,
+    failures: Path = Path("not-there"),
 ) -> list[str]:
     """Run the launcher here while `play` plays the cluster; returns what was said, `said` with it."""
     said = [] if said is None else said
@@ -71,7 +84,7 @@ def launch(
     thread = threading.Thread(target=cluster)
     thread.start()
     try:
-        Launcher(job, deadline, said.append, client.ApiClient(configuration)).run()
+        Launcher(job, said.append, client.ApiClient(configuration), failures).run()
     finally:
         thread.join()
         assert not failure, failure
@@ -86,10 +99,29 @@ def completes(api: KubernetesApi) -> Callable[[], None]:
     return play
 
 
-def start(api: KubernetesApi) -> subprocess.Popen[str]:
+EXECUTOR = """
+import ctypes, os, signal, sys, time
+# what Argo's executor is: the first process of its container, the step in a process group of its own, to which signals
+# go; it looks once a second whether the step has ended (v4.0.5, cmd/argoexec/commands/emissary.go)
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # what Kubeflow's launcher is: it starts the step, pipes what that says, and handles no signal
+    os.execvp("sh", ["sh", "-c", 'exec 3>&1; "$@" 2>&1 | cat >&3; true', "launcher", *sys.argv[1:]])
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(child, signal.SIGTERM))
+while os.waitpid(child, os.WNOHANG)[0] == 0:
+    time.sleep(1)
+os.killpg(child, signal.SIGKILL)  # the container ends
+"""
+
+
+def start(api: KubernetesApi, executor: bool = False) -> subprocess.Popen[str]:
     folders = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     command = [sys.executable, "-c", PROCESS, api.url]
+    if executor:
+        command = [sys.executable, "-c", EXECUTOR, *command]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -126,6 +158,28 @@ def test_a_job_that_is_there_is_adopted(api: KubernetesApi) -> None:
     assert len(api.created) == 1
 
 
+@pytest.mark.parametrize("state", ["Failed", "being deleted", "of another image"])
+def test_a_job_that_is_dead_or_another_is_not_adopted(api: KubernetesApi, state: str) -> None:
+    other = replace(JOB, image=JOB.image.replace("0", "1")) if state == "of another image" else JOB
+    api.jobs[NAME] = other.manifest()
+    api.record("ADDED", api.jobs[NAME])
+    if state == "Failed":
+        api.condition(NAME, "Failed")
+    if state == "being deleted":
+        api.jobs[NAME]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    api.deletion_takes = 2
+
+    def play() -> None:
+        api.wait_for("watch")
+        api.condition(NAME, "Complete")
+
+    said = launch(api, play)
+    assert "waiting until it is gone" in said[0]
+    assert f"created TrainJob {NAME}: 2 nodes" in said
+    assert len(api.created) == 1
+    assert said[-1].endswith("complete")
+
+
 @pytest.mark.parametrize("fault", ["lost", "drop", 500, 503, 429])
 def test_an_answer_that_is_lost_makes_no_second_job(api: KubernetesApi, fault: int | str) -> None:
     api.faults["create"] = [fault]
@@ -153,11 +207,21 @@ def test_killed_at_any_point_the_next_try_goes_on_with_the_same_job(api: Kuberne
 # rule 2: nothing is left behind
 
 
-def test_the_job_belongs_to_the_pod_that_launched_it(api: KubernetesApi) -> None:
+def test_the_job_belongs_to_the_workflow_and_has_its_own_deadline(api: KubernetesApi) -> None:
     launch(api, completes(api))
-    assert api.created[0]["metadata"]["ownerReferences"] == [
-        {"apiVersion": "v1", "kind": "Pod", "name": "launcher-pod", "uid": "uid-of-it"}
+    (made,) = api.created
+    assert made["metadata"]["ownerReferences"] == [
+        {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "atelier-training-x", "uid": "uid-of-it"}
     ]
+    assert made["metadata"]["labels"] == {"pipeline/runid": "run-1"}
+    assert made["spec"]["activeDeadlineSeconds"] == 20
+
+
+def test_at_its_end_a_pipeline_deletes_its_own_jobs(api: KubernetesApi) -> None:
+    for name, run in {"mine": "run-1", "mine-too": "run-1", "other": "run-2"}.items():
+        api.jobs[name] = {"metadata": {"name": name, "labels": {"pipeline/runid": run}}}
+    assert delete_jobs(client.ApiClient(client.Configuration(host=api.url)), "atelier", "run-1") == 2
+    assert list(api.jobs) == ["other"]
 
 
 # rule 3: SIGTERM deletes the job and is no success
@@ -175,6 +239,21 @@ def test_sigterm_deletes_the_job(api: KubernetesApi, faults: list[int | str | No
     assert "deleting TrainJob" in said
     assert not api.jobs
     assert "Traceback" not in said
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("log", [True, False])
+def test_under_argo_and_kubeflow_the_deletion_is_sent_before_the_step_ends(api: KubernetesApi, log: bool) -> None:
+    """Kubeflow's launcher handles no signal and dies at once; Argo's executor ends the container within a second."""
+    if log:
+        api.pod("node-0", NAME, "Running", 0, "0 of 400 kimg")
+        api.faults["log"] = ["flow"]
+    step = start(api, executor=True)
+    api.wait_for("log" if log else "watch")
+    api.wait_for("watch")
+    step.send_signal(signal.SIGTERM)
+    step.communicate(timeout=30)
+    assert not api.jobs
 
 
 # rule 4: a job in a queue waits
@@ -220,6 +299,57 @@ def test_a_job_that_disappears_is_a_failure(api: KubernetesApi) -> None:
         launch(api, play)
 
 
+def failure(folder: Path, host: str, code: int, line: str, newest: str = "") -> None:
+    """What a node leaves when it fails."""
+    folder.mkdir(exist_ok=True)
+    number = len(list(folder.iterdir()))
+    write_json(folder / f"{number}.json", {"host": host, "newest": newest, "code": code, "line": line})
+
+
+def test_wrong_input_ends_a_job_at_once_with_its_reason(api: KubernetesApi, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def play() -> None:
+        api.wait_for("watch")
+        failure(tmp_path / "failures", "node-0", 2, "batch 63 does not split")
+
+    with pytest.raises(InputError, match=f"TrainJob {NAME} failed: batch 63 does not split"):
+        launch(api, play, said=said, failures=tmp_path / "failures")
+    assert "node-0 failed: batch 63 does not split" in said
+    assert not api.jobs
+
+
+def test_the_same_failure_twice_without_a_checkpoint_between_ends_a_job(api: KubernetesApi, tmp_path: Path) -> None:
+    def play() -> None:
+        api.wait_for("watch")
+        for host, line, newest in (
+            ("node-0", "loss is not finite", "1"),
+            ("node-1", "loss is not finite", "1"),  # the same try
+            ("node-0", "loss is not finite", "2"),  # further on
+            ("node-0", "another reason", "2"),
+        ):
+            failure(tmp_path / "failures", host, 1, line, newest)
+        api.wait_for("pods", sum(kind == "pods" for kind, _ in api.requests) + 10)  # time passes
+        assert api.jobs
+        failure(tmp_path / "failures", "node-0", 1, "loss is not finite", "2")
+
+    with pytest.raises(AtelierError, match="loss is not finite") as error:
+        launch(api, play, failures=tmp_path / "failures")
+    assert error.value.exit_code == 1
+    assert not api.jobs
+
+
+def test_a_failed_job_is_told_in_the_words_of_its_training(api: KubernetesApi, tmp_path: Path) -> None:
+    failure(tmp_path / "failures", "node-1", 1, "loss is not finite")
+
+    def play() -> None:
+        api.wait_for("watch")
+        api.condition(NAME, "Failed", "JobSetFailed", "a node failed")
+
+    with pytest.raises(AtelierError, match=f"TrainJob {NAME} failed: loss is not finite"):
+        launch(api, play, failures=tmp_path / "failures")
+
+
 # rule 6: watches end, connections drop, the API fails; a deadline is a deadline
 
 
@@ -255,13 +385,13 @@ def test_api_errors_are_tried_again(api: KubernetesApi) -> None:
 
 def test_at_the_deadline_the_job_is_deleted_and_failed(api: KubernetesApi) -> None:
     with pytest.raises(AtelierError, match="deadline"):
-        launch(api, deadline=1.5)
+        launch(api, job=replace(JOB, deadline_seconds=1))
     assert not api.jobs
 
 
 def test_what_the_api_refuses_is_told_at_once(api: KubernetesApi) -> None:
     api.faults["create"] = [403]
-    with pytest.raises(AtelierError, match=r"403 .*deploy/"):
+    with pytest.raises(InputError, match=r"403 .*deploy/"):
         launch(api)
     assert len(api.requests) == 1
 
@@ -301,3 +431,17 @@ def test_only_the_verbs_of_the_role_are_used(api: KubernetesApi) -> None:
     api.pod("node-0", NAME, "Running", 0, "hello")
     launch(api, completes(api))
     assert {kind for kind, _ in api.requests} <= {"create", "get", "watch", "delete", "pods", "log"}
+
+
+@pytest.mark.parametrize(("refusal", "told"), [(403, "--service-account"), (404, "install Kubeflow Trainer")])
+def test_a_missing_right_or_trainer_is_told_before_anything_is_made(
+    api: KubernetesApi, refusal: int, told: str
+) -> None:
+    asker = client.ApiClient(client.Configuration(host=api.url))
+    require_rights(asker, "atelier")
+    api.faults["list"] = [refusal]
+    with pytest.raises(InputError, match=told):
+        require_rights(asker, "atelier")
+    api.allowed = False
+    with pytest.raises(InputError, match=r"403 may not create trainjobs in atelier"):
+        require_rights(asker, "atelier")

@@ -4,11 +4,16 @@ where a `dvc repro` is at hand, in integration/test_pipeline.py.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from atelier.config import load_params
+from atelier.files import read_json
+from atelier.pipelines.local import run_local
 
 pytestmark = pytest.mark.processes
 
@@ -16,6 +21,71 @@ pytestmark = pytest.mark.processes
 def pipeline(root: Path, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "atelier", "pipeline", "run", "--root", str(root), *options]
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+
+
+PARAMS = """
+datasets: [mnist, fashion-mnist]
+runs:
+  a: {dataset: mnist, model: cgan}
+  b: {dataset: fashion-mnist, model: cgan}
+  c: {dataset: mnist, model: cvae}
+"""
+# takes the place of the stages: each writes what there was in its workspace, and what its page shows
+STAGES = """
+import sys
+from pathlib import Path
+from atelier.files import read_json, write_json
+_, stage, *name, _, root = sys.argv
+root, name = Path(root), "".join(name)
+made = [*root.rglob("made.json"), *root.glob("registry/*")]
+runs = list(read_json(root / "params.yaml")["runs"])
+content = {"by": f"{stage} {name}".strip(), "of": sorted({read_json(path)["by"] for path in made}), "runs": runs}
+places = {
+    "ingest": ["data/raw/{}/"],
+    "prepare": ["data/prepared/{}/"],
+    "reference": ["reference/{}/"],
+    "train": ["models/{}/", "runs/{}/"],
+    "evaluate": ["reports/{}/"],
+    "register": ["registry/{}.json"],
+    "compare": ["reports/index.html", "reports/summary.json"],
+}
+for place in places[stage]:
+    target = root / place.format(name)
+    if not place.endswith("/"):
+        write_json(target, content)
+        continue
+    write_json(target / "made.json", content)
+    for page in ("card.json", "contact-sheet.png", "grid.png", "training.gif", "metrics.json"):
+        write_json(target / page, {})
+"""
+
+
+def test_each_stage_finds_what_is_of_its_own_data_set_and_run(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = tmp_path / "stub" / "atelier"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("import pkgutil\n__path__ = pkgutil.extend_path(__path__, __name__)\n")
+    (stub / "__main__.py").write_text(STAGES)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stub.parent), environment["PYTHONPATH"]]))
+    out = run_local(load_params(tmp_path / "params.yaml"), tmp_path, tmp_path / "out", None)
+
+    def inputs(place: str) -> list[str]:
+        return list(read_json(out / place)["of"])
+
+    for dataset in ("mnist", "fashion-mnist"):
+        assert inputs(f"data/prepared/{dataset}/made.json") == [f"ingest {dataset}"]
+        assert inputs(f"reference/{dataset}/made.json") == [f"prepare {dataset}"]
+    runs = {"a": "mnist", "b": "fashion-mnist", "c": "mnist"}
+    for run, dataset in runs.items():
+        assert inputs(f"models/{run}/made.json") == [f"prepare {dataset}"]
+        assert inputs(f"reports/{run}/made.json") == [f"prepare {dataset}", f"reference {dataset}", f"train {run}"]
+        assert inputs(f"registry/{run}.json") == [f"evaluate {run}", f"train {run}"]
+    assert inputs("reports/summary.json") == [
+        f"{stage} {run}" for stage in ("evaluate", "register", "train") for run in runs
+    ]
+    assert read_json(out / "reports" / "summary.json")["runs"] == list(runs)
 
 
 def test_a_failing_stage_fails_the_run_and_the_runs_end(small_mnist: Path, environment: dict[str, str]) -> None:
@@ -38,6 +108,12 @@ def test_parameters_are_refused_before_a_stage_runs(small_mnist: Path, environme
     assert result.returncode == 2
     assert "did you mean 'cgan'?" in result.stderr
     assert not (small_mnist / "kubeflow").exists()
+
+
+def test_a_data_set_without_a_run_is_told(small_mnist: Path, environment: dict[str, str]) -> None:
+    result = pipeline(small_mnist, environment, "--local", "--set", "datasets=[mnist, pokemon]")
+    assert result.returncode == 2
+    assert "datasets: 'pokemon' has no run" in result.stderr
 
 
 def test_outputs_that_are_there_are_kept(small_mnist: Path, environment: dict[str, str]) -> None:

@@ -13,20 +13,29 @@ from kubeflow_server import KubeflowServer, kubeflow_server
 from atelier.cli import main
 from atelier.config import load_params
 from atelier.errors import InputError
-from atelier.pipelines import schedule, server, submit
-from atelier.pipelines.compiling import Options, compile_pipeline
+from atelier.pipelines import runs, schedule, server
+from atelier.pipelines.runs import Pods
+from atelier.pipelines.training import Options, compile_pipeline
 
 PROJECT = Path(__file__).parents[2]
 IMAGE = "registry.example.org/atelier@sha256:" + "0123456789abcdef" * 4
 ROOT = ("--root", str(PROJECT), "--image", IMAGE)
 
 
+class NoPods(Pods):
+    """Of whoever has no kubeconfig."""
+
+    def __init__(self, namespace: str | None) -> None:
+        self.namespace, self.unreachable = namespace or "kubeflow", "no configuration found"
+
+
 @pytest.fixture
 def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowServer]:
     monkeypatch.setattr(server, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(server, "TIMEOUT_SECONDS", 1)
-    monkeypatch.setattr(submit, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(schedule, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "Pods", NoPods)
     with kubeflow_server() as running:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", running.url)
         yield running
@@ -42,8 +51,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _compiled_once(compiled: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests are not about compiling, which takes seconds."""
-    if "submit_runs" not in request.node.name:
-        monkeypatch.setattr(submit, "compile_pipeline", lambda *_: compiled)
+    if not any(words in request.node.name for words in ("submit_runs", "compiled_anew")):
+        monkeypatch.setattr(runs, "compile_pipeline", lambda *_: compiled)
 
 
 @pytest.fixture
@@ -61,7 +70,8 @@ def test_submit_runs_the_uploaded_version_with_its_parameters(kubeflow, atelier,
     (run,), (version,), (experiment,) = (kubeflow.made(kind) for kind in ("runs", "versions", "experiments"))
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
     assert run["experiment_id"] == experiment["experiment_id"]
-    assert run["runtime_config"]["parameters"]["train"]["pictures"] == 5
+    (training, _) = run["runtime_config"]["parameters"]["datasets"][0]["runs"]
+    assert training["train"]["train"]["pictures"] == 5
     # the same again: a second run of the same version
     assert atelier("pipeline", "submit", *ROOT, "--set", "train.pictures=5") == 0
     assert [len(kubeflow.made(kind)) for kind in ("pipelines", "versions", "experiments", "runs")] == [1, 1, 1, 2]
@@ -143,10 +153,21 @@ def test_a_schedule_set_twice_is_one_and_changed_is_one(kubeflow, atelier, capsy
     assert atelier(*command, *ROOT) == 0
     (changed,) = kubeflow.made("recurringruns")
     assert changed["recurring_run_id"] != one["recurring_run_id"]
-    assert changed["runtime_config"]["parameters"]["train"]["pictures"] == 5
+    (training, _) = changed["runtime_config"]["parameters"]["datasets"][0]["runs"]
+    assert training["train"]["train"]["pictures"] == 5
     after_the_first = counts[counts.index(1) :]
     assert min(after_the_first) == 1, "there was a moment without a schedule"
     assert "At 04:00:30 on Monday UTC [30 0 4 * * 1]" in capsys.readouterr().out
+
+
+def test_a_schedule_compiled_anew_is_left_alone(kubeflow, atelier) -> None:  # type: ignore[no-untyped-def]
+    for _ in range(3):
+        assert atelier("schedule", "set", "nightly", "--cron", "0 3 * * *", *ROOT) == 0
+    assert [len(kubeflow.made(kind)) for kind in ("versions", "recurringruns")] == [1, 1]
+    assert (
+        sum((method, path.rsplit("/", 1)[-1]) == ("POST", "recurringruns") for method, path, _ in kubeflow.requests)
+        == 1
+    )
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atelier.cli.options import say, with_params
-from atelier.errors import InputError
+from atelier.errors import AtelierError, InputError
 
 if TYPE_CHECKING:
     from atelier.config import Params
-    from atelier.pipelines.compiling import Options
     from atelier.pipelines.server import Server
+    from atelier.pipelines.training import Options
 
 
 def with_server(function: Callable[..., None]) -> Callable[..., None]:
@@ -43,19 +43,28 @@ def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that a compiled pipeline depends on; the function gets them as `Options`."""
 
     @functools.wraps(function)
-    def command(image: str, gpus: int, nodes: int, deadline_hours: float, volume: bool, **arguments: Any) -> None:
-        from atelier.pipelines.compiling import Options
+    def command(
+        image: str, gpus: int, nodes: int, deadline_hours: float, volume: bool, tries: int, **arguments: Any
+    ) -> None:
+        from atelier.pipelines.training import Options
 
-        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume))
+        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume, tries))
 
     for option in (
+        click.option(
+            "--tries",
+            type=click.IntRange(1, 10),
+            default=3,
+            show_default=True,
+            help="Of a stage that fails by no input.",
+        ),
         click.option("--volume/--no-volume", default=True, show_default=True, help="Checkpoints on a shared volume."),
         click.option(
             "--deadline-hours",
             type=click.FloatRange(min=0, min_open=True),
             default=72,
             show_default=True,
-            help="Of a training on several nodes.",
+            help="Of a stage, its tries and time in a queue included.",
         ),
         click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training."),
         click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each of them."),
@@ -109,7 +118,7 @@ def pipeline() -> None:
 @with_params
 def compile_command(output: Path, options: Options, params: Params, root: Path) -> None:
     """Write the pipeline as Kubeflow takes it, with params.yaml as its defaults."""
-    from atelier.pipelines.compiling import compile_pipeline
+    from atelier.pipelines.training import compile_pipeline
 
     print(compile_pipeline(params, options, output))
 
@@ -149,12 +158,114 @@ def submit(
     root: Path,
 ) -> None:
     """Upload the pipeline if the server does not have it, and run it there."""
-    from atelier.pipelines import submit
+    from atelier.pipelines import runs
 
-    run = submit.submit(server, params, options, experiment, account, data_version)
+    run = runs.submit(server, params, options, experiment, account, data_version)
     print(run.run_id, flush=True)
+    say(runs.page(server, run.run_id))
     if wait:
-        submit.follow(server, run.run_id, say)
+        try:
+            runs.follow(server, run.run_id, say)
+        except KeyboardInterrupt:
+            say(f"the run goes on: atelier pipeline status|stop {run.run_id}")
+            raise
+
+
+@pipeline.command()
+@click.option("--image", default="", metavar="REF@DIGEST", help="Also start it in a pod, to try volume, MLflow and S3.")
+@click.option("--service-account", "account", default="atelier-pipeline", show_default=True, help="Of the pods.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each node.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training.")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def check(image: str, account: str, gpus: int, nodes: int, as_json: bool, server: Server) -> None:
+    """Look whether a cluster has what the pipeline needs; the exit code is 1 if something is missing."""
+    from atelier.pipelines.check import Wanted, check
+
+    found = []
+    for finding in check(server, Wanted(image, account, nodes, gpus)):
+        found.append(finding)
+        if not as_json:
+            print(f"{finding.state:7}  {finding.what:18}  {finding.said}", flush=True)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in found]))
+    if bad := [finding.what for finding in found if finding.state == "bad"]:
+        raise AtelierError(f"not as it should be: {', '.join(bad)}")
+
+
+@pipeline.command("list")
+@click.option("--experiment", default="atelier", show_default=True)
+@click.option("-n", "--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def list_runs(experiment: str, count: int, as_json: bool, server: Server) -> None:
+    """List runs on the server, the newest first."""
+    from atelier.pipelines.runs import listed
+
+    found = listed(server, experiment, count)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for one in found:
+        print(f"{one['run']}  {one['state']:9}  {one['created'][:19]}  {one['name']}")
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True)
+@with_server
+def status(run_id: str, as_json: bool, server: Server) -> None:
+    """Show the stages of a run: their state, tries, seconds, and what holds them up."""
+    from atelier.pipelines import runs
+
+    found = runs.status(server, run_id)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{found['name']}: {found['state']}  {found['page']}")
+    for one in found["stages"]:
+        title = f"{one['stage']} {one['name']}"
+        problem = f"  {one['problem']}" if one["problem"] else ""
+        print(f"  {title:32} {one['state']:9} {one['seconds']:6.0f} s  {one['tries']} tries{problem}".rstrip())
+    if found["pods"] != "seen":
+        say(f"pods cannot be looked at from here: {found['pods']}")
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("stage", required=False)
+@click.argument("name", required=False)
+@with_server
+def logs(run_id: str, stage: str | None, name: str | None, server: Server) -> None:
+    """Print what the stages of a run said, or one STAGE, or that of one data set or run (NAME)."""
+    from atelier.pipelines import runs
+
+    for line in runs.logs(server, run_id, stage, name):
+        print(line)
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@with_server
+def stop(run_id: str, server: Server) -> None:
+    """Terminate a run: its trainings end on all nodes, their MLflow runs as KILLED."""
+    from atelier.pipelines import runs
+
+    runs.stop(server, run_id)
+    say(f"{run_id}: stopping")
+
+
+@pipeline.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the run; the exit code is its end's.")
+@with_server
+def retry(run_id: str, wait: bool, server: Server) -> None:
+    """Let a failed run go on where it failed, trainings from their checkpoints."""
+    from atelier.pipelines import runs
+
+    runs.retry(server, run_id)
+    if wait:
+        runs.follow(server, run_id, say)
 
 
 @click.group()
@@ -186,11 +297,11 @@ def set_command(
     root: Path,
 ) -> None:
     """Make the schedule NAME what the options say; said twice, it is one schedule."""
-    from atelier.pipelines import schedule, submit
-    from atelier.pipelines.compiling import arguments
+    from atelier.pipelines import runs, schedule
+    from atelier.pipelines.training import arguments
 
     cron = schedule.six_fields(cron)
-    version = submit.upload(server, params, options)
+    version = runs.upload(server, params, options)
     made = schedule.set_schedule(
         server,
         name,

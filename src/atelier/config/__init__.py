@@ -138,7 +138,7 @@ class Params(Section):
     """All of `params.yaml`."""
 
     datasets: Annotated[list[str], Field(min_length=1)]
-    runs: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    runs: dict[str, dict[str, Any]]
     ingest: Ingest = Ingest()
     prepare: Prepare = Prepare()
     reference: Reference = Reference()
