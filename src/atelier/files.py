@@ -1,16 +1,25 @@
-"""Files that are complete or absent: atomic writes, atomic folders, digests."""
+"""Files that are complete or absent: atomic writes, atomic folders, digests; and who may write them."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import fnmatch
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
+
+from atelier.errors import AtelierError
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems without locks answer
+NO_FOLDER_FSYNC = {errno.EINVAL, errno.EACCES, errno.EOPNOTSUPP}  # and those whose folders cannot be fsynced
 
 # what file managers and editors leave in a folder; .dvcignore says the same to DVC
 LITTER = (
@@ -19,10 +28,11 @@ LITTER = (
 )
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_leftovers(path)
+    partial = _beside(path, "partial")
     data = content.encode() if isinstance(content, str) else content
     try:
         with partial.open("wb") as file:
@@ -50,49 +60,153 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
+def hold(target: Path) -> Iterator[None]:
+    """Keep all other processes from writing `target`, until this is left or the process ends, however it ends.
+
+    A lock file beside `target` says who holds it. What killed processes left there is cleaned up first. Where the file
+    system has no locks, nothing is held.
+
+    Raises:
+        AtelierError: if another process holds it.
+    """
+    place = os.path.abspath(target)
+    if place in _held:
+        yield
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(target)
+    _held.add(place)
+    try:
+        _restore(target)
+        _remove_leftovers(target)
+        yield
+    finally:
+        _held.discard(place)
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+
+
+_held = set[str]()  # by this process
+
+
+def _lock(target: Path) -> IO[bytes]:
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        lock, current = path.open("a+b"), False
+        try:
+            # of the process alone, unlike flock's: a child that outlives it does not hold it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS | {errno.EAGAIN, errno.EACCES}:
+                raise
+            if error.errno not in NO_LOCKS:
+                lock.seek(0)
+                owner = lock.read(200).decode(errors="replace") or "another process"
+                lock.close()
+                raise AtelierError(f"{target}: {owner} is writing it; wait for its end, or end it") from None
+        with suppress(FileNotFoundError):
+            current = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        if current:
+            lock.truncate(0)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            lock.write(f"process {os.getpid()} on {os.uname().nodename}, since {now},".encode())
+            lock.flush()
+            return lock
+        lock.close()  # who held it has just removed it
+
+
+@contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it takes the place of `target`, on failure it goes.
 
     A kill at any moment leaves `target` as it was, or the next call restores it.
+
+    Raises:
+        AtelierError: if another process is writing `target`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clean_up_after_killed_writers(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.mkdir()
+    with hold(target):
+        partial = _beside(target, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            for path in sorted(partial.rglob("*")):
+                fsync(path)
+            fsync(partial)
+            _swap(partial, target)
+        except OSError as error:
+            error.filename = error.filename or str(target)  # a full disk does not say which file it was
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if there is one, all at once: a kill leaves it whole, or a rest that the next writer removes."""
+    _remove_leftovers(folder)
+    aside = _beside(folder, "removed")
     try:
-        yield partial
-        for path in sorted(partial.rglob("*")):
-            _fsync(path)
-        _fsync(partial)
-        _swap(partial, target)
+        folder.rename(aside)
+    except FileNotFoundError:
+        return
     except OSError as error:
-        error.filename = error.filename or str(target)  # a full disk does not say which file it was
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno != errno.EXDEV:
+            raise
+        aside = folder  # in a lower layer of overlayfs, whose folders cannot be renamed
+    _remove(aside)
 
 
 def _swap(new: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        target.rename(old)
+    old, copy = _kept(target)
+    if os.path.lexists(target):
+        try:
+            target.rename(old)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            aside = _beside(target, "removed")  # as in `remove_folder`
+            shutil.copytree(target, aside, symlinks=True)
+            aside.rename(copy)
+            _remove(target)
     new.rename(target)
-    _fsync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    fsync(target.parent)
+    for kept in (old, copy):
+        remove_folder(kept)
 
 
-def _clean_up_after_killed_writers(target: Path) -> None:
-    """Remove what a killed process left beside `target`; a swap cut in the middle is undone."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists():
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(target)
-    for partial in target.parent.glob(f".{target.name}.*.partial"):
-        pid = int(partial.name.split(".")[-2])
-        if pid == os.getpid() or not is_running(pid):
-            shutil.rmtree(partial)
+def _restore(target: Path) -> None:
+    """Undo a swap that a kill cut in the middle."""
+    old, copy = _kept(target)
+    if copy.exists():  # `target` may be there in part
+        remove_folder(target)
+        copy.rename(target)
+    if os.path.lexists(old) and not os.path.lexists(target):
+        old.rename(target)
+    remove_folder(old)
+
+
+def _kept(target: Path) -> tuple[Path, Path]:
+    """Where what `target` was is kept during a swap, moved or copied."""
+    return target.with_name(f".{target.name}.old"), target.with_name(f".{target.name}.copy")
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{what}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed processes had not yet put into the place of `target`, or not yet removed."""
+    prefix = f".{target.name}."
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        pid, _, what = leftover.name.removeprefix(prefix).partition(".")
+        if what in ("partial", "removed") and pid.isdigit() and (int(pid) == os.getpid() or not is_running(int(pid))):
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_running(pid: int) -> bool:
@@ -106,10 +220,14 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file or folder written to the disk; folders that cannot be are left to the file system."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FSYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,0 +1,33 @@
+"""Processes that get a signal at a chosen event: before the N-th time that they open, rename, make or remove a file.
+
+Imported without anything of ours, so that it can stand in the `sitecustomize` of any Python process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+# Python's own audit events: https://docs.python.org/3/library/audit_events.html
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "fcntl.lockf"}
+
+
+def kill_at(number: int, signal_number: int, below: str) -> None:
+    """From now on, send this process a signal right before its event `number`, counted from 1.
+
+    Args:
+        number: of the event; later ones do nothing more.
+        signal_number: of the signal.
+        below: a file is only counted as opened if it lies below this folder.
+    """
+    count = 0
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event in CHANGES or (event == "open" and below in str(arguments[0])):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal_number)
+
+    sys.addaudithook(look)
