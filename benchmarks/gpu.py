@@ -99,7 +99,7 @@ class Case:
         if self.recipe.compile:
             for network in networks.values():
                 network.compile()
-        return build_method(self.entry, self.recipe, networks, self.shape.classes, DEVICE)
+        return build_method(self.entry, self.recipe, networks, self.shape.classes, RANKS)
 
     def steps(self, graph: bool, said: list[str]) -> Steps:
         return choose_steps(self.method(), self.data, RANKS, self.recipe.batch, graph, said.append)
@@ -129,8 +129,9 @@ class Case:
                 self.data,
                 Path(folder),
                 RANKS,
-                state=None,
-                belongs_to={},
+                start_from=None,
+                identity={},
+                environment={},
                 kimg=kimg,
                 batch=self.recipe.batch,
                 settings=settings,

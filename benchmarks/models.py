@@ -40,6 +40,7 @@ from atelier.files import read_json, write_json
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.recipe import Recipe
 from atelier.pictures import save_png, tile
+from atelier.ranks import Ranks
 from atelier.sampler import Sampler
 from atelier.training.batches import TrainingImages
 from atelier.training.method import Method, build_method
@@ -117,7 +118,7 @@ def build_trainer(system: str, shape: ImageShape, recipe: Recipe, split: Prepare
     if not shape.classes:
         data.labels = None
     networks = baseline_networks(shape) if entry is BASELINE else build_networks(system, recipe, shape)
-    return ProjectLoop(build_method(entry, recipe, networks, shape.classes, device), recipe, data)
+    return ProjectLoop(build_method(entry, recipe, networks, shape.classes, Ranks(device=device)), recipe, data)
 
 
 def train(system: str, dataset: str, seed: int, seconds: float, root: Path, kept: Path) -> dict[str, Any]:

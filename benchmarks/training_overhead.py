@@ -67,7 +67,7 @@ def measure(case: str, seconds: float, runs: int) -> None:
     entry, shape = MODELS[model], ImageShape(side, side, channels, classes)
     recipe = entry.recipe
     torch.manual_seed(0)
-    method = build_method(entry, recipe, build_networks(model, recipe, shape), classes, DEVICE)
+    method = build_method(entry, recipe, build_networks(model, recipe, shape), classes, Ranks(device=DEVICE))
     assert isinstance(method, Gan)
     generator = np.random.default_rng(0)
     split = PreparedSplit(
@@ -124,9 +124,10 @@ def measure(case: str, seconds: float, runs: int) -> None:
                 method,
                 data,
                 Path(folder),
-                Ranks(0, 1, DEVICE),
-                state=None,
-                belongs_to={},
+                Ranks(device=DEVICE),
+                start_from=None,
+                identity={},
+                environment={},
                 kimg=steps * recipe.batch / 1000,
                 batch=recipe.batch,
                 settings=settings,

@@ -26,12 +26,13 @@ import re, sys, numpy as np, torch
 from pathlib import Path
 from atelier.data.arrays import PreparedSplit
 from atelier.models import MODELS, ImageShape, build_networks
+from atelier.ranks import Ranks
 from atelier.training.batches import TrainingImages
 from atelier.training.method import build_method
 images = np.load(sys.argv[1], mmap_mode="r")
 recipe = MODELS["cgan"].recipe.model_copy(update={"width": 8})
 shape, cpu = ImageShape(64, 64, 3, 0), torch.device("cpu")
-method = build_method(MODELS["cgan"], recipe, build_networks("cgan", recipe, shape), 0, cpu)
+method = build_method(MODELS["cgan"], recipe, build_networks("cgan", recipe, shape), 0, Ranks())
 data = TrainingImages(PreparedSplit(images, None), True, 0, cpu, resident_bytes=0)
 for step in range(100):
     method.step(*data.batch(step * recipe.batch, recipe.batch))

@@ -22,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `atelier` has
 import torch
 
 from atelier.models import MODELS, ImageShape, build_networks
+from atelier.ranks import Ranks
 from atelier.training.method import Method, build_method
 
 TENSORFLOW = "tensorflow-cpu"
@@ -43,7 +44,7 @@ def build(precision: str) -> Method:
     recipe = entry.recipe.model_copy(update={"precision": precision})
     torch.manual_seed(0)
     networks = build_networks("cvae-tutorial", recipe, SHAPE)
-    return build_method(entry, recipe, networks, 0, torch.device("cpu"))
+    return build_method(entry, recipe, networks, 0, Ranks())
 
 
 def main() -> None:

@@ -76,11 +76,13 @@ class Training:
     They are forked from a process that has imported everything: a training of a second needs no ten to start.
     """
 
-    def __init__(self, root: Path, run: str, *options: str, ranks: int = 1, **environment: str) -> None:
+    def __init__(
+        self, root: Path, run: str, *options: str, ranks: int = 1, log: str = "log", **environment: str
+    ) -> None:
         self.root, self.run = root, run
         variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         variables |= {"TMPDIR": str(root.parent), "MLFLOW_DISABLE_TELEMETRY": "true"} | environment
-        self.log = root.with_name(f"{root.name}.log")
+        self.log = root.with_name(f"{root.name}.{log}")
         self.log.write_text("")
         if ranks > 1:
             variables |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

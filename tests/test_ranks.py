@@ -19,8 +19,8 @@ from atelier.errors import AtelierError, InputError
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.ranks import Agreement, Noise, Ranks, join_ranks
 from atelier.training.batches import TrainingImages
+from atelier.training.layers import synchronise
 from atelier.training.method import Method, build_method
-from atelier.training.synchronised import synchronise
 
 CPU = torch.device("cpu")
 MODELS_COMPARED = ("vanilla", "cvae", "cgan")
@@ -70,7 +70,7 @@ def learn(model: str, ranks: Ranks, steps: int, **changes: Any) -> tuple[dict[st
     shape = SHAPE if entry.labels != "unused" else ImageShape(28, 28, 1, 0)
     torch.manual_seed(0)
     networks = synchronise(build_networks(model, recipe, shape), ranks)
-    method: Method = build_method(entry, recipe, networks, shape.classes, CPU)
+    method: Method = build_method(entry, recipe, networks, shape.classes, ranks)
     ranks.average_gradients(method.optimizers())
     data = TrainingImages(images(), entry.data_range == "symmetric", 0, CPU, resident_bytes=1 << 30)
     share = ranks.share_of(BATCH)
@@ -117,7 +117,7 @@ def measure(ranks: Ranks) -> dict[str, Any]:
     )
     with in_double_precision():
         found["in double precision"] = {model: learn(model, ranks, 50)[1] for model in MODELS_COMPARED}
-    found["noise"] = Noise(5, CPU).normal(ranks.share_of(BATCH), 3)
+    found["noise"] = Noise(5, ranks).normal(ranks.share_of(BATCH), 3)
     return found
 
 
@@ -243,3 +243,30 @@ def test_ranks_share_every_image_once_an_epoch() -> None:
 def test_batch_that_does_not_split_is_refused(batch: int, world_size: int) -> None:
     with pytest.raises(InputError, match="does not split evenly"):
         Ranks(0, world_size, CPU).share_of(batch)
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "", "WORLD_SIZE": ""}, {"WORLD_SIZE": "two"}, {"RANK": "1"}])
+def test_an_environment_that_starts_no_ranks(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with join_ranks() as ranks:
+        assert (ranks.rank, ranks.world_size) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, not a number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1' in the environment, not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 of WORLD_SIZE 2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": "29500"}, "MASTER_ADDR or MASTER_PORT is"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_one_line(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message), join_ranks():
+        pass

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly; both print one line and never a traceback."""
+"""The ways a command ends badly: each is one line and an exit code, never a traceback."""
 
 LOST_RANK = "another rank ended or cannot be reached"  # begins what a rank says that failed by no fault of its own
 
@@ -21,6 +21,20 @@ class InputError(AtelierError):
     """Wrong input: a parameter, an argument, a file the user gave."""
 
     exit_code = 2
+
+
+class Terminated(AtelierError):
+    """SIGTERM was received, and what was under way saved."""
+
+    exit_code = 143
+
+
+class ToldByWriter(AtelierError):
+    """Ends a rank without a word: the first rank has the same error and tells it."""
+
+    def __init__(self, error: AtelierError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -238,7 +238,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+def digest_of(data: bytes | memoryview, algorithm: str = "sha256") -> str:
     """Hex digest of bytes in memory."""
     return hashlib.new(algorithm, data).hexdigest()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from atelier.errors import AtelierError
+from atelier.files import fsync
 
 
 class Journal:
@@ -24,7 +26,8 @@ class Journal:
             file.flush()
 
     def bytes(self) -> int:
-        """Length of the file."""
+        """Length of the file, all of which is on the disk then."""
+        fsync(self.path)
         return self.path.stat().st_size
 
     def truncate(self, length: int) -> None:
@@ -42,12 +45,16 @@ def record_folder(root: Path, run: str, weights_sha256: str) -> Path:
     return root / "runs" / run / weights_sha256[:16]
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a line cut by a kill is left out."""
+def read_journal(path: Path) -> list[dict[str, float]]:
+    """All whole lines; a line cut by a kill is left out.
+
+    Raises:
+        AtelierError: if one of them is no line of a journal.
+    """
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return [_read_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -63,3 +70,13 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     ):
         raise AtelierError(f"{path}: damaged, its lines have not the same names in plain letters; train again")
     return {name: [(line["kimg"], line[name]) for line in lines] for name in names}
+
+
+def _read_line(line: bytes, place: str) -> dict[str, float]:
+    try:
+        figures = json.loads(line)
+        if "kimg" in figures and all(math.isfinite(number) for number in figures.values()):
+            return dict(figures)
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
+        pass
+    raise AtelierError(f"{place}: damaged, not a line of figures; restore the file, or train again")

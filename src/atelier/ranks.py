@@ -1,4 +1,4 @@
-"""The processes of one training. Everything that is about ranks stands here; for layers, in `synchronised.py`.
+"""The processes of one training. Everything that is about ranks stands here; for layers, in `training/layers.py`.
 
 `torchrun` starts the processes and tells each its place by RANK, WORLD_SIZE and LOCAL_RANK; started without it, a
 training is its only rank and nothing here costs anything. All ranks hold the same networks and draw the same
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -58,15 +59,33 @@ def lost_if_it_fails() -> Iterator[None]:
         ) from error
 
 
+def _place() -> tuple[int, int, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK; set to nothing, as templates do, is not set."""
+    if not (os.environ.get("RANK") and os.environ.get("WORLD_SIZE")):
+        return 0, 1, 0
+    numbers = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name) or "0"
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise InputError(f"{name} is {value!r} in the environment, not a number; start by torchrun, or unset RANK")
+        numbers.append(int(value))
+    rank, world_size, local_rank, port = numbers
+    if rank >= world_size:
+        raise InputError(f"RANK is {rank} of WORLD_SIZE {world_size} in the environment; start by torchrun")
+    if world_size > 1 and not (os.environ.get("MASTER_ADDR") and port):
+        raise InputError("RANK is set in the environment, MASTER_ADDR or MASTER_PORT is not; start by torchrun")
+    return rank, world_size, local_rank
+
+
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Meet the other ranks, if `torchrun` started any."""
-    started_by_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    rank, world_size, local_rank = (
-        (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        if started_by_torchrun
-        else (0, 1, 0)
-    )
+    """Meet the other ranks, if `torchrun` started any.
+
+    Raises:
+        InputError: if the environment says something else than `torchrun` would.
+        RankLost: if they do not come.
+    """
+    rank, world_size, local_rank = _place()
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -75,7 +94,7 @@ def join_ranks() -> Iterator[Ranks]:
             )
         torch.cuda.set_device(device)
     if world_size == 1:
-        yield Ranks(0, 1, device)
+        yield Ranks(device=device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with lost_if_it_fails():
@@ -89,11 +108,11 @@ def join_ranks() -> Iterator[Ranks]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of a training."""
+    """This process among all of a training; by default the only one."""
 
-    rank: int
-    world_size: int
-    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_writer(self) -> bool:
@@ -113,8 +132,8 @@ class Ranks:
         result, failure = None, {"error": "", "wrong_input": False}
         try:
             result = action()
-        except AtelierError as error:
-            failure = {"error": str(error), "wrong_input": isinstance(error, InputError)}
+        except (AtelierError, OSError) as error:
+            failure = _failure(error)
         for rank, other in enumerate(self.gather(failure)):
             if other["error"]:
                 where = f"rank {rank}: " if self.world_size > 1 else ""
@@ -156,22 +175,25 @@ class Ranks:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        bucket = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        with lost_if_it_fails():
-            dist.all_reduce(bucket)
-        bucket /= self.world_size
+        bucket = self.average(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         parts = bucket.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def mean(self, figures: dict[str, Tensor]) -> Reading:
         """Scalar tensors, averaged over the ranks and on their way to the host."""
-        values = torch.stack([value.float() for value in figures.values()])
+        return Reading(list(figures), self.average(torch.stack([value.float() for value in figures.values()])))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
         if self.world_size > 1:
             with lost_if_it_fails():
                 dist.all_reduce(values)
-            values /= self.world_size
-        return Reading(list(figures), values)
+        return values
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean over the ranks, in place."""
+        return self.sum(values).div_(self.world_size) if self.world_size > 1 else values
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, in order: tensors and plain values, and lists and dicts of them."""
@@ -192,18 +214,18 @@ class Ranks:
         """Run `action` on the writer alone; every rank gets its result, or its error.
 
         Raises:
-            AtelierError: the one that `action` raised, on every rank.
+            AtelierError: the one that `action` raised, on every rank; an OSError is one on the others.
         """
         if self.world_size == 1:
             return action()
-        error: AtelierError | None = None
+        error: AtelierError | OSError | None = None
         message = torch.empty(0, dtype=torch.uint8)
         if self.is_writer:
             try:
                 message = _encode({"result": action()})
-            except AtelierError as raised:
+            except (AtelierError, OSError) as raised:
                 error = raised
-                message = _encode({"error": str(error), "wrong_input": isinstance(error, InputError)})
+                message = _encode(_failure(error))
         size = torch.tensor([len(message)])
         with lost_if_it_fails():
             dist.broadcast(size, src=0)
@@ -276,11 +298,9 @@ class Noise:
     They are drawn for the global batch, and each rank keeps its rows: so all ranks' generators stay in one state.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.rank, self.world_size = (
-            (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-        )
+    def __init__(self, seed: int, ranks: Ranks) -> None:
+        self.generator = torch.Generator(ranks.device).manual_seed(seed)
+        self.rank, self.world_size = ranks.rank, ranks.world_size
 
     def normal(self, count: int, *shape: int) -> Tensor:
         """Standard normal numbers (count, *shape) for the `count` images of this rank."""
@@ -301,14 +321,10 @@ class Noise:
         self.generator.set_state(state)
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a scalar over all ranks of a training, where they must decide alike."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    mean = value.clone()
-    with lost_if_it_fails():
-        dist.all_reduce(mean)
-    return mean / dist.get_world_size()
+def _failure(error: AtelierError | OSError) -> dict[str, Any]:
+    """An error as the other ranks are told it."""
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return {"error": text, "wrong_input": isinstance(error, InputError)}
 
 
 def _encode(value: Any) -> Tensor:

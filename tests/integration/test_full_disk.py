@@ -68,10 +68,20 @@ def test_training_stops_and_goes_on_once_there_is_room(tmp_path: Path, mount: Mo
     assert "No space left on device" in said[-1]
     assert f"the last good checkpoint is {newest}" in said[-1]
     assert "Traceback" not in "".join(said)
-    assert checkpoints.read(newest)["position"]["images"] == images_seen(root, "gan")
+    assert checkpoints.read(newest).position["images"] == images_seen(root, "gan")
     filler.unlink()
     assert "going on from" in Training(root, "gan").finish()
     assert (root / "models" / "gan" / "config.json").is_file()
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, mount: Mount) -> None:
+    root = make_workspace(tmp_path / "workspace")
+    mount(root / "models", 40)
+    said = Training(root, "gan").finish([1]).splitlines()
+    assert [line for line in said if line.startswith("atelier: ")] == [said[-1]]
+    assert said[-1].startswith(f"atelier: {root}/models/gan: No space left on device; the last good checkpoint is")
+    assert "Traceback" not in "".join(said)
+    assert list((root / "models").iterdir()) == []
 
 
 def make(params: Params, root: Path) -> None:

@@ -70,7 +70,7 @@ def last_checkpoint(root: Path, run: str, ranks: int, options: tuple[str, ...]) 
     newest = newest_checkpoint(root, run)
     assert newest is not None
     assert f"models: File exists; the last good checkpoint is {newest}" in said
-    state = checkpoints.read(newest)
+    state = dict(checkpoints.read(newest))
     # what tells the time, not the training
     del state["position"]["seconds"], state["timing_bytes"]
     return dict(leaves(state))

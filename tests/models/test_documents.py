@@ -14,6 +14,7 @@ from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network, count_parameters
 from atelier.models.layers import ConvSame, Reshape, truncated_normal, upward
 from atelier.models.refine import twice_the_side
+from atelier.ranks import Ranks
 from atelier.training.method import build_method
 
 # trainable parameters, from the documents
@@ -129,7 +130,7 @@ def test_each_is_trained_as_its_document_does(name: str) -> None:
 def test_the_optimisers_are_those_of_the_recipe(name: str) -> None:
     networks, shape = networks_of(name)
     entry = MODELS[name]
-    for optimizer in build_method(entry, entry.recipe, networks, shape.classes, torch.device("cpu")).optimizers():
+    for optimizer in build_method(entry, entry.recipe, networks, shape.classes, Ranks()).optimizers():
         assert optimizer.defaults["eps"] == entry.recipe.epsilon
         if isinstance(optimizer, torch.optim.RMSprop):
             assert optimizer.defaults["alpha"] == 0.9

@@ -17,6 +17,7 @@ from atelier import models
 from atelier.errors import AtelierError
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.contract import build_checked_networks
+from atelier.ranks import Ranks
 from atelier.training.method import build_method
 
 README = Path(__file__).parents[2] / "README.md"
@@ -61,7 +62,7 @@ def test_it_trains(shape: ImageShape) -> None:
     entry = MODELS["mine"]
     recipe = entry.recipe.model_copy(update={"width": 4, "batch": 8})
     networks = build_networks("mine", recipe, shape)
-    method = build_method(entry, recipe, networks, 0, torch.device("cpu"))
+    method = build_method(entry, recipe, networks, 0, Ranks())
     figures = method.step(torch.rand(8, shape.channels, shape.height, shape.width) * 2 - 1, None)
     assert all(value.isfinite() for value in figures.values())
     images = method.sampling_network()(torch.randn(3, recipe.noise), None)

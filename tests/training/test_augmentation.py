@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atelier.ranks import Noise
+from atelier.ranks import Noise, Ranks
 from atelier.training.augmentation import AUGMENTATIONS, augment, mirror
 
 
 def noise(seed: int = 0) -> Noise:
-    return Noise(seed, torch.device("cpu"))
+    return Noise(seed, Ranks())
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

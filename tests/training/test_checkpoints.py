@@ -16,7 +16,7 @@ import torch
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest_of
 from atelier.training import checkpoints
-from atelier.training.resume import take_up
+from atelier.training.checkpoints import take_up
 
 IDENTITY = {"training": {"model": "cgan", "recipe": {"batch": 32}}}
 HERE = {"world_size": 1, "torch": "2"}
@@ -56,6 +56,9 @@ def signed(payload: bytes, version: str = "1") -> bytes:
     return checkpoints.MAGIC + f"{version} {digest_of(payload)}\n".encode() + payload
 
 
+CHECKPOINT = checkpoints.Checkpoint(**STATE)
+
+
 def saved(value: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer, **options)
@@ -67,7 +70,11 @@ def folder(tmp_path: Path) -> Path:
     """Holds one good checkpoint, of 32 images."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    checkpoints.save(folder, 32, STATE, keep=2)
+    checkpoints.save(folder, 32, CHECKPOINT, keep=2)
+    (folder / "journal.jsonl").touch()
+    (folder / "timing.jsonl").touch()
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "0000.png").touch()
     return folder
 
 
@@ -91,8 +98,11 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
         lambda trap: signed(saved(STATE | {"method": Hostile(trap)}, _use_new_zipfile_serialization=False)),
         "more than tensors",
     ),
-    "a list": (lambda trap: signed(saved([1, 2])), "lacks parts"),
-    "a part missing": (lambda trap: signed(saved({"identity": IDENTITY})), "lacks parts"),
+    "a list": (lambda trap: signed(saved([1, 2])), "no checkpoint of a training"),
+    "a part missing": (lambda trap: signed(saved({"identity": IDENTITY})), "environment: missing"),
+    "a part of another kind": (lambda trap: signed(saved(STATE | {"ranks": 3})), "ranks: "),
+    "a number out of all bounds": (lambda trap: signed(saved(STATE | {"threads": 10**30})), "threads: "),
+    "a length below zero": (lambda trap: signed(saved(STATE | {"journal_bytes": -1})), "journal_bytes: "),
 }
 
 
@@ -104,7 +114,7 @@ def test_broken_checkpoint_runs_nothing_and_falls_back(name: str, folder: Path, 
     newest.write_bytes(make(trap))
     state = take_up(folder, IDENTITY, HERE, said)
     assert state is not None
-    assert torch.equal(state["method"]["weights"], STATE["method"]["weights"])
+    assert torch.equal(state.method["weights"], STATE["method"]["weights"])
     (line,) = said
     assert str(newest) in line
     assert message in line
@@ -112,7 +122,7 @@ def test_broken_checkpoint_runs_nothing_and_falls_back(name: str, folder: Path, 
     assert "\n" not in line
     assert not trap.exists()
     # what comes next must not be taken for older than the broken one
-    checkpoints.save(folder, 48, STATE, keep=1)
+    checkpoints.save(folder, 48, CHECKPOINT, keep=1)
     assert [path.name for path in folder.glob("*.checkpoint")] == ["000000000048.checkpoint"]
 
 
@@ -141,7 +151,6 @@ def test_another_environment_is_refused(key: str, value: Any, folder: Path, said
 
 
 def test_another_model_starts_anew_and_says_what_differs(folder: Path, said: Said) -> None:
-    (folder / "pictures").mkdir()
     (folder / "pictures" / "0009.png").touch()
     other = {"training": {"model": "cvae", "recipe": {"batch": 32}}}
     assert take_up(folder, other, HERE, said) is None
@@ -151,10 +160,30 @@ def test_another_model_starts_anew_and_says_what_differs(folder: Path, said: Sai
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("name", ["journal.jsonl", "timing.jsonl", "pictures/0000.png", "pictures/0002.png"])
+def test_a_checkpoint_without_the_files_that_belong_to_it_is_not_gone_on_from(
+    name: str, folder: Path, said: Said
+) -> None:
+    files = {"journal_bytes": 5, "timing_bytes": 5, "pictures": ["0000.png", "0002.png"]}
+    newest = checkpoints.Checkpoint(**STATE | files)
+    checkpoints.save(folder, 64, newest, keep=2)
+    for other in ("journal.jsonl", "timing.jsonl", "pictures/0002.png"):
+        (folder / other).write_text("12345")
+    assert take_up(folder, IDENTITY, HERE, said) is not None
+    if name.endswith("jsonl"):
+        (folder / name).write_text("1234")  # as a crash of the machine may leave it
+    else:
+        (folder / name).unlink()
+    with pytest.raises(
+        InputError, match=rf"{folder}: {name} is not as the checkpoint needs it; put it back, or remove"
+    ):
+        take_up(folder, IDENTITY, HERE, said)
+
+
 def test_the_last_few_are_kept(folder: Path) -> None:
     for images in (64, 96, 128):
-        checkpoints.save(folder, images, STATE, keep=2)
-    assert sorted(path.stem for path in folder.iterdir()) == ["000000000096", "000000000128"]
+        checkpoints.save(folder, images, CHECKPOINT, keep=2)
+    assert sorted(path.stem for path in folder.glob("*.checkpoint")) == ["000000000096", "000000000128"]
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +192,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(folder: Path, said: Said, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(AtelierError, match=r"No space left on device\); the last good checkpoint is .*032.checkpoint"):
-        checkpoints.save(folder, 64, STATE, keep=1)
+        checkpoints.save(folder, 64, CHECKPOINT, keep=1)
     monkeypatch.undo()
-    assert [path.name for path in folder.iterdir()] == ["000000000032.checkpoint"]
+    assert [path.name for path in folder.glob("*.checkpoint*")] == ["000000000032.checkpoint"]
     assert take_up(folder, IDENTITY, HERE, said) is not None

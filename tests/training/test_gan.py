@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.recipe import GanRecipe
+from atelier.ranks import Ranks
 from atelier.training.gan import GATES, Gan
 
 SHAPE = ImageShape(8, 8, 1, 0)
@@ -26,7 +26,7 @@ BASE = {
 }
 
 
-def make(model: str = "vanilla", **changes: Any) -> Gan:
+def make(model: str = "vanilla", ranks: Ranks | None = None, **changes: Any) -> Gan:
     recipe = GanRecipe.model_validate(BASE | changes)
     torch.manual_seed(0)
     networks = build_networks(model, recipe, SHAPE)
@@ -34,7 +34,7 @@ def make(model: str = "vanilla", **changes: Any) -> Gan:
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    return Gan(networks, recipe, "symmetric", torch.device("cpu"))
+    return Gan(networks, recipe, "symmetric", ranks or Ranks())
 
 
 def images(seed: int = 0) -> Tensor:
@@ -195,11 +195,10 @@ def test_a_packed_discriminator_sees_images_beside_one_another() -> None:
     assert [bool(gradient.any()) for gradient in seen] == [4 <= image < 8 for image in range(16)]
 
 
-def test_packs_stay_whole_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atelier.training.gan.Noise", lambda seed, device: SimpleNamespace(world_size=4))
-    make(pack=4)
+def test_packs_stay_whole_over_ranks() -> None:
+    make(pack=4, ranks=Ranks(0, 4))
     with pytest.raises(InputError, match="pack 8: batch 16 does not split over 4 ranks into whole packs"):
-        make(pack=8)
+        make(pack=8, ranks=Ranks(0, 4))
 
 
 def test_figures_say_what_the_documents_ask() -> None:
@@ -237,15 +236,12 @@ def test_recipes_that_contradict_themselves(changes: dict[str, Any], message: st
         GanRecipe.model_validate(BASE | changes)
 
 
-def test_a_penalty_over_ranks_is_refused_where_batch_normalisation_would_make_it_wrong(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_penalty_over_ranks_is_refused_where_batch_normalisation_would_make_it_wrong() -> None:
     recipe = GanRecipe.model_validate(BASE | {"penalty": "r1"})
     networks = build_networks("cgan", recipe, ImageShape(16, 16, 1, 0))
-    Gan(networks, recipe, "symmetric", torch.device("cpu"))
-    monkeypatch.setattr("atelier.training.gan.Noise", lambda seed, device: SimpleNamespace(world_size=2))
+    Gan(networks, recipe, "symmetric", Ranks())
     with pytest.raises(InputError, match="penalty r1: batch normalisation over several ranks"):
-        Gan(networks, recipe, "symmetric", torch.device("cpu"))
+        Gan(networks, recipe, "symmetric", Ranks(0, 2))
 
 
 def test_refine_trains_by_its_gates_from_truncated_noise() -> None:

@@ -137,7 +137,7 @@ def a_method(run: str, device: torch.device = CPU) -> Method:
     recipe = entry.recipe.model_copy(update=changes)
     shape = ImageShape(28, 28, 1, entry.classes(recipe, 10))
     torch.manual_seed(0)
-    return build_method(entry, recipe, build_networks(model, recipe, shape), shape.classes, device)
+    return build_method(entry, recipe, build_networks(model, recipe, shape), shape.classes, Ranks(device=device))
 
 
 def data_of(method: Method, device: torch.device = CPU) -> TrainingImages:
@@ -266,7 +266,7 @@ def test_a_failed_capture_leaves_the_discriminator_learning(monkeypatch: pytest.
 def test_what_stands_in_the_way_is_named(changes: dict[str, Any], world_size: int, resident: bool, reason: str) -> None:
     entry = MODELS["cgan"]
     recipe = entry.recipe.model_copy(update={"width": 8, "batch": BATCH} | changes)
-    method = build_method(entry, recipe, build_networks("cgan", recipe, ImageShape(28, 28, 1, 0)), 0, CPU)
+    method = build_method(entry, recipe, build_networks("cgan", recipe, ImageShape(28, 28, 1, 0)), 0, Ranks())
     data = data_of(method)
     if not resident:
         data.resident = None

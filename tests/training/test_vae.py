@@ -10,6 +10,7 @@ from torch import Tensor
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.likelihood import Bernoulli, Gaussian
 from atelier.models.recipe import VaeRecipe
+from atelier.ranks import Ranks
 from atelier.training.vae import Vae
 
 SHAPE = ImageShape(8, 8, 1, 0)
@@ -19,7 +20,7 @@ def make(**changes: Any) -> Vae:
     base = {"kimg": 1.0, "batch": 64, "latent": 4, "width": 32, "lr": 1e-2, "precision": "fp32"}
     recipe = VaeRecipe.model_validate(base | changes)
     torch.manual_seed(0)
-    return Vae(build_networks("pokemon-dense", recipe, SHAPE), recipe, 0, torch.device("cpu"))
+    return Vae(build_networks("pokemon-dense", recipe, SHAPE), recipe, 0, Ranks())
 
 
 def images(seed: int = 0) -> Tensor:

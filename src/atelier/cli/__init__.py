@@ -14,7 +14,7 @@ from atelier import __version__
 from atelier.cli.options import require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample
-from atelier.errors import AtelierError, is_out_of_memory
+from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
 if TYPE_CHECKING:
     from atelier.config import Params
@@ -84,7 +84,7 @@ def train(run: str, params: Params, root: Path) -> None:
     ensure_weights(params.extractors(dataset), dataset, params, root)
     from atelier.training.train import train
 
-    print(train(run, params, root, say))
+    _show(train(run, params, root, say))
 
 
 @app.command()
@@ -96,8 +96,13 @@ def evaluate(run: str, params: Params, root: Path) -> None:
     params.require_extractors()
     from atelier.evaluation.evaluate import evaluate
 
-    if (target := evaluate(run, params, root, say)) is not None:  # None on a rank that does not write
-        print(target)
+    _show(evaluate(run, params, root, say))
+
+
+def _show(made: Path | None) -> None:
+    """Print where a result is; ranks that are not the first have none."""
+    if made is not None:
+        show(str(made))
 
 
 @app.command()
@@ -214,6 +219,8 @@ def main() -> Any:
         where = error.ctx.command_path if error.ctx else "atelier"
         say(f"atelier: {' '.join(error.format_message().split())} (see '{where} --help')")
         return 2
+    except ToldByWriter as error:
+        return error.exit_code
     except AtelierError as error:
         say(f"atelier: {error}")
         return error.exit_code

@@ -7,6 +7,7 @@ another format, is one line, and nothing behind it meets a value that it does no
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -310,3 +311,12 @@ class VersionRecord(Registration):
     version: Count
     uri: str
     run_id: str  # of MLflow
+
+
+def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Each value that differs, as "key: then → now"."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in then | now:
+            yield from differences(then.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif then != now:
+        yield f"{key}: {then!r} → {now!r}"

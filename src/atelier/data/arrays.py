@@ -1,6 +1,7 @@
 """The prepared form of a data set: uint8 arrays that are memory-mapped, int64 labels, and a card."""
 
 import hashlib
+import io
 import json
 import math
 from array import array
@@ -131,7 +132,9 @@ class SplitWriter:
         by_class = None
         if self.classes:
             labels = np.asarray(self.labels, dtype=np.int64)
-            np.save(labels_path, labels)
+            buffer = io.BytesIO()
+            np.save(buffer, labels)  # to a file it would not say why it fails
+            labels_path.write_bytes(buffer.getvalue())
             by_class = np.bincount(labels, minlength=self.classes).tolist()
         values, pixels = np.arange(256), np.maximum(self.histogram.sum(axis=1), 1)
         mean = self.histogram @ values / pixels

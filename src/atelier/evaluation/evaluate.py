@@ -34,7 +34,7 @@ def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     """Judge a trained run and write its report; `atelier.config.records.Report` is its `metrics.json`.
 
     Returns:
-        The report's folder; None on ranks that do not write.
+        The folder of the report; None on ranks that are not the first.
 
     Raises:
         InputError: if the model or the reference is missing, or the data have other classes than the model.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ruamel.yaml import YAML
 
 from atelier.config import TUNES
-from atelier.config.records import ModelConfig, Record
+from atelier.config.records import ModelConfig, Record, differences
 from atelier.data.arrays import dvc_md5, prepared_folder
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
@@ -22,7 +22,6 @@ from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG
 from atelier.registry.package import fetched
 from atelier.tracking import client, mlflow_errors, public, require_store
 from atelier.tracking.origin import git
-from atelier.training.resume import differences
 
 
 class RecordedParams(Record):

@@ -1,46 +1,73 @@
-"""Checkpoints: atomic, digest-checked, the last few kept, read without running anything they hold."""
+"""Checkpoints: atomic, digest-checked, the last few kept, read without running anything they hold; and going on."""
 
 from __future__ import annotations
 
 import io
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+import atelier
+from atelier.config.reading import sentence
+from atelier.config.records import differences
 from atelier.errors import AtelierError, InputError
-from atelier.files import digest_of, write_atomic
+from atelier.files import digest_of, remove_folder, write_atomic
+from atelier.models.recipe import Checked, Count, CountOrNone
+from atelier.ranks import Ranks
 
 FORMAT = 1
 MAGIC = b"ATELIER-CHECKPOINT "
 SUFFIX = ".checkpoint"
-PARTS = {"identity", "environment", "threads", "method", "position", "ranks", "journal_bytes", "timing_bytes"}
+JOURNAL, TIMING, PICTURES = "journal.jsonl", "timing.jsonl", "pictures"  # beside the checkpoints
+
+
+class Checkpoint(Checked):
+    """All that a training goes on from, beside the files in its folder."""
+
+    identity: dict[str, Any]  # which training it is of: what its result depends on
+    environment: dict[str, Any]  # where it ran, as far as its numbers depend on it
+    threads: Count
+    method: dict[str, Any]
+    position: dict[str, int | float]  # a `loop.Position`
+    ranks: list[dict[str, Any]]  # what each rank alone has: sums of figures, random states
+    journal_bytes: CountOrNone
+    timing_bytes: CountOrNone
+    pictures: list[str] = []  # their files
 
 
 class Damaged(AtelierError):
     """A file that is no whole checkpoint; the one before may be."""
 
 
-def save(folder: Path, images: int, state: dict[str, Any], keep: int) -> None:
+def save(folder: Path, images: int, checkpoint: Checkpoint, keep: int) -> None:
     """Write the checkpoint after `images` images and remove all but the newest `keep`.
 
     Raises:
         AtelierError: if it cannot be written; the ones before stay.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
+    buffer = io.BytesIO(_header(b""))
+    length = buffer.seek(0, io.SEEK_END)
+    torch.save(dict(checkpoint), buffer)
+    content = buffer.getbuffer()  # large: not copied
+    content[:length] = _header(content[length:])
     path = folder / f"{images:012d}{SUFFIX}"
     try:
-        write_atomic(path, MAGIC + f"{FORMAT} {digest_of(payload)}\n".encode() + payload)
+        write_atomic(path, content)
     except OSError as error:
         raise AtelierError(f"{path}: cannot write the checkpoint ({error.strerror}); {last_good(folder)}") from None
     for old in _newest_first(folder)[keep:]:
         old.unlink()
 
 
-def load_newest(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def _header(payload: bytes | memoryview) -> bytes:
+    return MAGIC + f"{FORMAT} {digest_of(payload)}\n".encode()
+
+
+def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """Read the newest checkpoint that is whole; None if there is none.
 
     Broken ones are named, set aside as `NAME.broken` and passed over, so that they never count among those kept.
@@ -57,12 +84,6 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | No
     return None
 
 
-def remove_all(folder: Path) -> None:
-    """Remove every checkpoint, since another training begins in this folder."""
-    for path in _newest_first(folder):
-        path.unlink()
-
-
 def last_good(folder: Path) -> str:
     """Name the newest checkpoint, for an error message."""
     newest = next(iter(_newest_first(folder)), None)
@@ -73,7 +94,7 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Checkpoint:
     """Read one checkpoint.
 
     Raises:
@@ -94,6 +115,64 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception:  # a forged payload can make the reader fail in any way
         raise Damaged(f"{path}: holds more than tensors and plain values, or is not readable") from None
-    if not isinstance(state, dict) or not state.keys() >= PARTS:
-        raise Damaged(f"{path}: lacks parts of a checkpoint")
-    return state
+    try:
+        return Checkpoint.model_validate(state)
+    except ValidationError as error:
+        raise Damaged(f"{path}: no checkpoint of a training: {sentence(error, Checkpoint)}") from None
+
+
+def environment(ranks: Ranks, precision: str) -> dict[str, Any]:
+    """Where a training runs, as far as its numbers depend on it."""
+    cuda = ranks.device.type == "cuda"
+    return {
+        "world_size": ranks.world_size,
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "precision": precision,
+        "atelier": atelier.__version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def take_up(
+    folder: Path, identity: dict[str, Any], here: dict[str, Any], say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest whole checkpoint, to go on from; None for a training that starts at zero.
+
+    Other parameters or data ask for another training: it starts anew, and what the former left is removed. The same
+    training in another `environment` would go on inexactly, so it is refused.
+
+    Raises:
+        InputError: if the environment is another, the checkpoint was written by a newer atelier, or files that belong
+            to it are gone.
+    """
+    found = load_newest(folder, say)
+    if found is not None and (changed := list(differences(found.identity, identity))):
+        say(f"{folder}: the checkpoint is of another training ({'; '.join(changed[:3])}); training starts anew")
+        found = None
+    if found is None:
+        for path in (*_newest_first(folder), folder / JOURNAL, folder / TIMING):
+            path.unlink(missing_ok=True)
+        remove_folder(folder / PICTURES)
+        return None
+    if moved := list(differences(found.environment, here)):
+        raise InputError(
+            f"{folder}: going on here would not be exact ({'; '.join(moved)}); "
+            "start it as it was started, or remove that folder to train anew"
+        )
+    if gone := _gone(folder, found):
+        raise InputError(
+            f"{folder}: {gone} is not as the checkpoint needs it; put it back, or remove that folder to train anew"
+        )
+    return found
+
+
+def _gone(folder: Path, checkpoint: Checkpoint) -> str:
+    """A file that was there when a checkpoint was saved, and is not any more, or is shorter; empty if there is none."""
+    for name, length in ((JOURNAL, checkpoint.journal_bytes), (TIMING, checkpoint.timing_bytes)):
+        path = folder / name
+        if not path.is_file() or path.stat().st_size < length:
+            return name
+    names = (f"{PICTURES}/{name}" for name in checkpoint.pictures)
+    return next((name for name in names if not (folder / name).is_file()), "")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from atelier.errors import InputError
 from atelier.models import DataRange
 from atelier.models.recipe import GanRecipe, Recipe
-from atelier.ranks import Noise, mean_over_ranks
+from atelier.ranks import Noise, Ranks
 from atelier.training.augmentation import augment, mirror
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
 from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor
@@ -37,13 +37,12 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 class Gan:
     """A generator (noise, labels) → images against a discriminator (images, labels) → logits."""
 
-    def __init__(
-        self, networks: dict[str, nn.Module], recipe: Recipe, data_range: DataRange, device: torch.device
-    ) -> None:
+    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, data_range: DataRange, ranks: Ranks) -> None:
         assert isinstance(recipe, GanRecipe)
         self.recipe = recipe
         self.data_range = data_range
-        self.device = device
+        self.ranks = ranks
+        device = ranks.device
         self.autocast = Autocast(recipe.precision, device)
         self.generator = networks["generator"].to(device).to(memory_format=torch.channels_last)
         self.discriminator = networks["discriminator"].to(device).to(memory_format=torch.channels_last)
@@ -73,14 +72,14 @@ class Gan:
                 capturable=capturable,
             )
         self.loss = ADVERSARIAL_LOSSES[recipe.loss]
-        self.noise = Noise(recipe.seed, device)
+        self.noise = Noise(recipe.seed, ranks)
         self.steps = 0
-        if recipe.penalty != "none" and self.noise.world_size > 1:
+        if recipe.penalty != "none" and ranks.world_size > 1:
             self._refuse_norms_over_ranks()
-        if recipe.batch % (recipe.pack * self.noise.world_size):
+        if recipe.batch % (recipe.pack * ranks.world_size):
             raise InputError(
-                f"pack {recipe.pack}: batch {recipe.batch} does not split over {self.noise.world_size} ranks into "
-                f"whole packs; set the run's batch to a multiple of {recipe.pack * self.noise.world_size}"
+                f"pack {recipe.pack}: batch {recipe.batch} does not split over {ranks.world_size} ranks into "
+                f"whole packs; set the run's batch to a multiple of {recipe.pack * ranks.world_size}"
             )
 
     def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -162,7 +161,7 @@ class Gan:
         return augment(images, self.recipe.augment, self.noise, self.data_range)
 
     def _descend(self, loss: Tensor, part: str) -> None:
-        if self.recipe.updates == "gated" and mean_over_ranks(loss.detach()).item() <= GATES[part]:
+        if self.recipe.updates == "gated" and self.ranks.average(loss.detach().clone()).item() <= GATES[part]:
             return
         optimizer = self.generator_optimizer if part == "generator" else self.discriminator_optimizer
         optimizer.zero_grad(set_to_none=True)

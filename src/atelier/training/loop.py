@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from atelier.config import Train
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, Terminated
 from atelier.journal import Journal
 from atelier.pictures import sheet_name
 from atelier.ranks import Agreement, Ranks, Reading
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
+from atelier.training.checkpoints import JOURNAL, PICTURES, TIMING, Checkpoint
 from atelier.training.method import Method
 from atelier.training.steps import choose_steps
+
+TERMINATED = "SIGTERM: checkpoint saved; the same command goes on from it"
 
 
 @dataclass
@@ -47,18 +50,15 @@ class Tick:
     sums: Reading
 
 
-class Terminated(Exception):
-    """SIGTERM was received and a checkpoint saved."""
-
-
 def train_loop(
     method: Method,
     data: TrainingImages,
     folder: Path,  # journal, checkpoints and pictures go here
     ranks: Ranks,
     *,
-    state: dict[str, Any] | None,  # a checkpoint's, or None to start at zero
-    belongs_to: dict[str, Any],  # what a checkpoint says about the training it is of
+    start_from: Checkpoint | None,  # None: at zero
+    identity: dict[str, Any],  # of this training, for its checkpoints; as is `environment`
+    environment: dict[str, Any],
     kimg: float,
     batch: int,  # over all ranks
     settings: Train,
@@ -77,8 +77,8 @@ def train_loop(
     position, tick_start = Position(), 0.0
     ended: Tick | None = None  # one whose figures are on their way
     steps = choose_steps(method, data, ranks, batch, settings.cuda_graph, say)
-    journal, timing = Journal(folder / "journal.jsonl"), Journal(folder / "timing.jsonl")
-    pictures = folder / "pictures"
+    journal, timing = Journal(folder / JOURNAL), Journal(folder / TIMING)
+    pictures = folder / PICTURES
 
     def save_checkpoint() -> None:
         sums = steps.sums if position.step > position.tick_step else {}
@@ -90,15 +90,17 @@ def train_loop(
             lambda: checkpoints.save(
                 folder,
                 position.images,
-                belongs_to
-                | {
-                    "threads": torch.get_num_threads(),
-                    "method": method.state_dict(),
-                    "position": vars(position),
-                    "ranks": of_ranks,
-                    "journal_bytes": journal.bytes(),
-                    "timing_bytes": timing.bytes(),
-                },
+                Checkpoint(
+                    identity=identity,
+                    environment=environment,
+                    threads=torch.get_num_threads(),
+                    method=method.state_dict(),
+                    position=vars(position),
+                    ranks=of_ranks,
+                    journal_bytes=journal.bytes(),
+                    timing_bytes=timing.bytes(),
+                    pictures=sorted(path.name for path in pictures.iterdir()),
+                ),
                 settings.checkpoints_kept,
             )
         )
@@ -119,13 +121,13 @@ def train_loop(
             progress(tick.images, rate)
 
     ranks.average_gradients(method.optimizers())
-    if state is not None:
-        position, steps.sums = _go_on(method, state, ranks, folder)
+    if start_from is not None:
+        position, steps.sums = _go_on(method, start_from, ranks, folder)
     if ranks.is_writer:
         pictures.mkdir(exist_ok=True)
-        journal.truncate(state["journal_bytes"] if state else 0)
-        timing.truncate(state["timing_bytes"] if state else 0)
-        if state is None:
+        journal.truncate(start_from.journal_bytes if start_from else 0)
+        timing.truncate(start_from.timing_bytes if start_from else 0)
+        if start_from is None:
             draw_picture(pictures / sheet_name(0))
         progress(position.images, 0.0)
 
@@ -162,22 +164,22 @@ def train_loop(
                 last_save = time.monotonic()
             if not done and stop:
                 agreement.close()
-                raise Terminated
+                raise Terminated(TERMINATED)
         agreement.close()
         save_checkpoint()
         if terminated():
-            raise Terminated
+            raise Terminated(TERMINATED)
 
 
-def _go_on(method: Method, state: dict[str, Any], ranks: Ranks, folder: Path) -> tuple[Position, dict[str, Tensor]]:
+def _go_on(method: Method, checkpoint: Checkpoint, ranks: Ranks, folder: Path) -> tuple[Position, dict[str, Tensor]]:
     """Put everything back as it was at a checkpoint, but for the files."""
     try:
-        method.load_state_dict(state["method"])
-        position = Position(**{name: type(was)(state["position"][name]) for name, was in vars(Position()).items()})
-        mine = state["ranks"][ranks.rank]
+        method.load_state_dict(checkpoint.method)
+        position = Position(**{name: type(was)(checkpoint.position[name]) for name, was in vars(Position()).items()})
+        mine = checkpoint.ranks[ranks.rank]
         sums = {name: value.to(ranks.device) for name, value in mine["sums"].items()}
         _set_random_states(mine, ranks.device)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise AtelierError(
             f"{folder}: the checkpoint does not fit the model ({' '.join(str(error).split())[:120]}); "
             "remove that folder to train anew"

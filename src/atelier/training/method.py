@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from atelier.models import Model
 from atelier.models.recipe import Recipe
+from atelier.ranks import Ranks
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 Number = float | Tensor
@@ -132,14 +133,12 @@ def learning_rate_factor(recipe: Recipe, kimg: float) -> float:
     return 1.0
 
 
-def build_method(
-    entry: Model, recipe: Recipe, networks: dict[str, nn.Module], classes: int, device: torch.device
-) -> Method:
+def build_method(entry: Model, recipe: Recipe, networks: dict[str, nn.Module], classes: int, ranks: Ranks) -> Method:
     """The method of a model, over its freshly built networks."""
     if entry.method == "gan":
         from atelier.training.gan import Gan
 
-        return Gan(networks, recipe, entry.data_range, device)
+        return Gan(networks, recipe, entry.data_range, ranks)
     from atelier.training.vae import Vae
 
-    return Vae(networks, recipe, classes, device)
+    return Vae(networks, recipe, classes, ranks)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +15,141 @@ import atelier
 from atelier.config import Params, Run
 from atelier.config.records import DataCard, ModelConfig
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
-from atelier.errors import AtelierError
-from atelier.files import atomic_directory, digest, digest_of, to_json, write_atomic
-from atelier.journal import record_folder
+from atelier.errors import AtelierError, Terminated, ToldByWriter
+from atelier.files import digest_of, hold, remove_folder, to_json
 from atelier.models.contract import build_checked_networks
-from atelier.pictures import SHEETS, pack_sheets, save_sheet
 from atelier.ranks import RankLost, Ranks, join_ranks
-from atelier.sampler import Sampler, draw_noise
-from atelier.tensors import save_tensors
 from atelier.tracking import run_params
 from atelier.tracking.feed import Feed
 from atelier.training import checkpoints
 from atelier.training.batches import TrainingImages
-from atelier.training.loop import Terminated, train_loop
+from atelier.training.checkpoints import Checkpoint, environment, take_up
+from atelier.training.layers import in_microbatches, synchronise
+from atelier.training.loop import train_loop
 from atelier.training.method import Autocast, Method, build_method
-from atelier.training.microbatches import in_microbatches
-from atelier.training.resume import environment, take_up
-from atelier.training.synchronised import synchronise
+from atelier.training.publish import draw_picture, publish_model, publish_record
 
-PICTURES_PER_CLASS = 8
-SIGTERM_EXIT_CODE = 143
 MLFLOW_WAIT_SECONDS = 60.0
 MLFLOW_PATIENCE_SECONDS = 5.0  # after a failure or SIGTERM: torchrun and Kubernetes allow 30 s in all
 # what a config says of the machine and of the result, not of the training
 OF_ENVIRONMENT = {"versions", "device", "world_size", "precision", "threads", "weights_sha256"}
 
 
-def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path:
+def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path | None:
     """Train a run and publish `models/RUN/`; wall-clock figures and the MLflow run's id go to its `record_folder`.
 
     A training that was stopped goes on from its last checkpoint in `checkpoints/RUN/`, bit for bit. Started by
     `torchrun`, each process is a rank of one training; the first one writes and speaks for all.
 
+    Returns:
+        The folder of the model; None on ranks that are not the first.
+
     Raises:
         InputError: if the data are not prepared, or a checkpoint cannot be gone on from here.
-        AtelierError: if training fails; the last good checkpoint stays.
+        Terminated: after SIGTERM, once a checkpoint is saved.
+        ToldByWriter: on ranks that are not the first, in place of the error that the first one has.
+        AtelierError: if training fails, or another process trains this run; the last good checkpoint stays.
     """
     with join_ranks() as ranks:
         try:
-            target = _train(params.run(run_name), params, root, ranks, say if ranks.is_writer else lambda message: None)
+            return _train(params.run(run_name), params, root, ranks, say if ranks.is_writer else lambda message: None)
         except AtelierError as error:
             if ranks.is_writer or isinstance(error, RankLost):
                 raise
-            raise SystemExit(error.exit_code) from None  # the writer has the same error and tells it
-        except Terminated:
-            if ranks.is_writer:
-                say("SIGTERM: checkpoint saved; the same command goes on from it")
-            raise SystemExit(SIGTERM_EXIT_CODE) from None
-    if not ranks.is_writer:
-        raise SystemExit(0)  # the result is the writer's to tell
-    return target
+            raise ToldByWriter(error) from None
 
 
-def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path:
+def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
     card = read_card(root, run.dataset)
     _set_arithmetic(run.recipe.precision)
     config = _config(run, card, ranks)
-    folder = root / "checkpoints" / run.name
-    belongs_to = {
-        # what a checkpoint must agree with, to be gone on from
-        "identity": {
-            "training": config.model_dump(exclude=OF_ENVIRONMENT),
-            "tick_kimg": params.train.tick_kimg,
-            "pictures": params.train.pictures,
-        },
-        "environment": environment(ranks, config.precision),
+    # what a checkpoint must agree with, to be gone on from
+    identity = {
+        "training": config.model_dump(exclude=OF_ENVIRONMENT),
+        "tick_kimg": params.train.tick_kimg,
+        "pictures": params.train.pictures,
     }
-    ranks.refuse_different(belongs_to)
+    here = environment(ranks, config.precision)
+    ranks.refuse_different({"identity": identity, "environment": here})
     ranks.share_of(run.recipe.batch)
-    state = ranks.by_writer(lambda: take_up(folder, belongs_to["identity"], belongs_to["environment"], say))
-    if state is not None:
-        torch.set_num_threads(state["threads"])  # sums over another number of threads round differently
-        say(f"going on from {state['position']['images'] / 1000:g} kimg")
-    config = config.model_copy(update={"threads": torch.get_num_threads()})
+    folder = root / "checkpoints" / run.name
+    with ExitStack() as held:
+        ranks.by_writer(lambda: held.enter_context(hold(folder)))
+        found = ranks.by_writer(lambda: _plain(take_up(folder, identity, here, say)))
+        checkpoint = None if found is None else Checkpoint(**found)
+        if checkpoint is not None:
+            torch.set_num_threads(checkpoint.threads)  # sums over another number of threads round differently
+            say(f"going on from {checkpoint.position['images'] / 1000:g} kimg")
+        config = config.model_copy(update={"threads": torch.get_num_threads()})
+        method, data = _method(run, ranks), _images(run, params, root, ranks)
+        feed = None
+        if ranks.is_writer:
+            folder.mkdir(parents=True, exist_ok=True)
+            training = digest_of(to_json({"identity": identity, "environment": here}).encode())
+            feed = Feed(root, run.name, run_params(config) | _data_params(root, run, card), folder, training, say)
+            feed.start()
+        bar = tqdm(
+            total=round(run.recipe.kimg * 1000),
+            unit="images",
+            unit_scale=True,
+            desc=f"train {run.name}",
+            disable=None if ranks.is_writer else True,
+        )
+        status = "FAILED"
+        try:
+            train_loop(
+                method,
+                data,
+                folder,
+                ranks,
+                start_from=checkpoint,
+                identity=identity,
+                environment=here,
+                kimg=run.recipe.kimg,
+                batch=run.recipe.batch,
+                settings=params.train,
+                draw_picture=lambda path: draw_picture(method, config, path),
+                progress=_progress(bar, run, say),
+                say=say,
+            )
+            if ranks.is_writer:
+                method.finish(lambda: data.in_order(500))
+                publish_model(method, config, folder, root / "models" / run.name)
+            status = "FINISHED"
+        except Terminated:
+            status = "KILLED"
+            raise
+        except OSError as error:
+            raise AtelierError(
+                f"{error.filename or folder}: {error.strerror or error}; {checkpoints.last_good(folder)}"
+            ) from None
+        finally:
+            bar.close()
+            if feed is not None:
+                feed.end(status, MLFLOW_WAIT_SECONDS if status == "FINISHED" else MLFLOW_PATIENCE_SECONDS)
+        if not ranks.is_writer:
+            return None
+        publish_record(folder, root, run.name)
+        remove_folder(folder)
+        return root / "models" / run.name
 
+
+def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """As ranks can tell it each other."""
+    return None if checkpoint is None else dict(checkpoint)
+
+
+def _method(run: Run, ranks: Ranks) -> Method:
     torch.manual_seed(run.recipe.seed)
     networks = synchronise(build_checked_networks(run.model, run.recipe, run.shape), ranks)
     for network in networks.values():
         in_microbatches(network, run.recipe.microbatch)
         if run.recipe.compile:
             network.compile()
-    method = build_method(run.entry, run.recipe, networks, run.shape.classes, ranks.device)
+    return build_method(run.entry, run.recipe, networks, run.shape.classes, ranks)
+
+
+def _images(run: Run, params: Params, root: Path, ranks: Ranks) -> TrainingImages:
     data = ranks.together(
         lambda: TrainingImages(
             open_split(root, run.dataset, "train"),
@@ -107,56 +161,7 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
     )
     if not run.shape.classes:
         data.labels = None
-
-    feed = None
-    if ranks.is_writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        mlflow_params = run_params(config) | _data_params(root, run, card)
-        feed = Feed(root, run.name, mlflow_params, folder, digest_of(to_json(belongs_to).encode()), say)
-        feed.start()
-    bar = tqdm(
-        total=round(run.recipe.kimg * 1000),
-        unit="images",
-        unit_scale=True,
-        desc=f"train {run.name}",
-        disable=None if ranks.is_writer else True,
-    )
-    status = "FAILED"
-    try:
-        train_loop(
-            method,
-            data,
-            folder,
-            ranks,
-            state=state,
-            belongs_to=belongs_to,
-            kimg=run.recipe.kimg,
-            batch=run.recipe.batch,
-            settings=params.train,
-            draw_picture=lambda path: _draw_picture(method, config, path),
-            progress=_progress(bar, run, say),
-            say=say,
-        )
-        if ranks.is_writer:
-            method.finish(lambda: data.in_order(500))
-            _publish_model(method, config, folder, root / "models" / run.name)
-        status = "FINISHED"
-    except Terminated:
-        status = "KILLED"
-        raise
-    except OSError as error:
-        raise AtelierError(
-            f"{error.filename or folder}: {error.strerror or error}; {checkpoints.last_good(folder)}"
-        ) from None
-    finally:
-        bar.close()
-        if feed is not None:
-            feed.end(status, MLFLOW_WAIT_SECONDS if status == "FINISHED" else MLFLOW_PATIENCE_SECONDS)
-    if ranks.is_writer:
-        made = digest(root / "models" / run.name / "sampler.safetensors")
-        _publish_record(folder, record_folder(root, run.name, made))
-        shutil.rmtree(folder)
-    return root / "models" / run.name
+    return data
 
 
 def _set_arithmetic(precision: str) -> None:
@@ -218,31 +223,3 @@ def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, 
         last_tenth = max(tenth, last_tenth)
 
     return report
-
-
-def _draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
-    """A sheet from latents that are the same all through training, a column a class."""
-    classes = len(config.class_names) or PICTURES_PER_CLASS
-    labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config.class_names else None
-    noise = draw_noise(classes * PICTURES_PER_CLASS, config.noise, seed=0)
-    images = Sampler(method.sampling_network(), config).render(noise, labels)
-    save_sheet(path, images, columns=classes)
-
-
-def _publish_model(method: Method, config: ModelConfig, folder: Path, target: Path) -> None:
-    with atomic_directory(target) as partial:
-        networks = {"sampler": method.sampling_network()} | method.companions()
-        for name, network in networks.items():
-            save_tensors(partial / f"{name}.safetensors", network.state_dict())
-        weights_sha256 = {name: digest(partial / f"{name}.safetensors") for name in networks}
-        config.model_copy(update={"weights_sha256": weights_sha256}).write(partial / "config.json")
-        shutil.copy(folder / "journal.jsonl", partial)
-        shutil.copytree(folder / "pictures", partial / "pictures", ignore=shutil.ignore_patterns("*.npy"))
-        pack_sheets(folder / "pictures", partial / SHEETS)
-
-
-def _publish_record(folder: Path, target: Path) -> None:
-    """What belongs to this one training and not to what it made: times, and the MLflow run."""
-    for name in ("timing.jsonl", "mlflow.json"):
-        if (folder / name).is_file():
-            write_atomic(target / name, (folder / name).read_bytes())

@@ -13,7 +13,7 @@ from atelier.models import build_likelihood, build_prior
 from atelier.models.likelihood import Bernoulli, Gaussian
 from atelier.models.prior import Decoding
 from atelier.models.recipe import Recipe, VaeRecipe
-from atelier.ranks import Noise
+from atelier.ranks import Noise, Ranks
 from atelier.training.augmentation import mirror
 from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor
 
@@ -21,10 +21,10 @@ from atelier.training.method import Autocast, Average, Batches, Number, learning
 class Vae:
     """An encoder (images, labels) → mean, log-variance and a decoder (latents, labels) → what the likelihood takes."""
 
-    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, classes: int, device: torch.device) -> None:
+    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, classes: int, ranks: Ranks) -> None:
         assert isinstance(recipe, VaeRecipe)
         self.recipe = recipe
-        self.device = device
+        device = ranks.device
         self.autocast = Autocast(recipe.precision, device)
         self.likelihood = build_likelihood(recipe)
         networks = networks | {"likelihood": self.likelihood}
@@ -34,7 +34,7 @@ class Vae:
         self.optimizer = torch.optim.Adam(
             self.networks.parameters(), recipe.lr, eps=recipe.epsilon, fused=True, capturable=device.type == "cuda"
         )
-        self.noise = Noise(recipe.seed, device)
+        self.noise = Noise(recipe.seed, ranks)
         self.beta: Number = recipe.beta
 
     def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.layers import Unconditional
+from atelier.ranks import Ranks
+from atelier.training.layers import in_microbatches
 from atelier.training.method import build_method
-from atelier.training.microbatches import in_microbatches
 
 
 @pytest.mark.parametrize("model", ["vanilla", "cvae"])
@@ -30,7 +31,7 @@ def test_step_in_pieces_is_the_step(model: str) -> None:
             for layer in network.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = 0.0  # pieces draw other masks
-        method = build_method(entry, recipe, networks, shape.classes, torch.device("cpu"))
+        method = build_method(entry, recipe, networks, shape.classes, Ranks())
         figures = [method.step(images, labels) for _ in range(3)][-1]
         weights = {f"{role} {key}": value for role, net in networks.items() for key, value in net.state_dict().items()}
         results.append((figures, weights))

@@ -1,0 +1,51 @@
+"""What a training leaves: its pictures on the way, and `models/RUN/` and its record at its end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from atelier.config.records import ModelConfig
+from atelier.files import atomic_directory, digest, fsync, write_atomic
+from atelier.journal import record_folder
+from atelier.pictures import SHEETS, pack_sheets, save_sheet
+from atelier.sampler import Sampler, draw_noise
+from atelier.tensors import save_tensors
+from atelier.training.checkpoints import JOURNAL, PICTURES, TIMING
+from atelier.training.method import Method
+
+PICTURES_PER_CLASS = 8
+
+
+def draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
+    """A sheet from latents that are the same all through training, a column a class."""
+    classes = len(config.class_names) or PICTURES_PER_CLASS
+    labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config.class_names else None
+    noise = draw_noise(classes * PICTURES_PER_CLASS, config.noise, seed=0)
+    images = Sampler(method.sampling_network(), config).render(noise, labels)
+    save_sheet(path, images, columns=classes)
+    for file in (path, path.with_suffix(".npy")):
+        fsync(file)
+
+
+def publish_model(method: Method, config: ModelConfig, folder: Path, target: Path) -> None:
+    """Put weights, config, journal and pictures of an ended training, whose folder is given, in their place."""
+    with atomic_directory(target) as partial:
+        networks = {"sampler": method.sampling_network()} | method.companions()
+        for name, network in networks.items():
+            save_tensors(partial / f"{name}.safetensors", network.state_dict())
+        weights_sha256 = {name: digest(partial / f"{name}.safetensors") for name in networks}
+        config.model_copy(update={"weights_sha256": weights_sha256}).write(partial / "config.json")
+        shutil.copy(folder / JOURNAL, partial)
+        shutil.copytree(folder / PICTURES, partial / PICTURES, ignore=shutil.ignore_patterns("*.npy"))
+        pack_sheets(folder / PICTURES, partial / SHEETS)
+
+
+def publish_record(folder: Path, root: Path, run: str) -> None:
+    """Keep what belongs to this one training and not to what it made: times, and the MLflow run."""
+    target = record_folder(root, run, digest(root / "models" / run / "sampler.safetensors"))
+    for name in (TIMING, "mlflow.json"):
+        if (folder / name).is_file():
+            write_atomic(target / name, (folder / name).read_bytes())
