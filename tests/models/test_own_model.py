@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +110,77 @@ def test_a_mistake_in_it_is_told_before_anything_is_trained(own_model: Path, old
         build_checked_networks("mine", MODELS["mine"].recipe, SHAPE)
 
 
+SMALL = """
+    network = nn.Sequential(nn.Linear(recipe.latent, 4), nn.Linear(4, 4), nn.Linear(4, 4),
+        nn.Linear(4, shape.channels * shape.height * shape.width), nn.Tanh(),
+        nn.Unflatten(1, (shape.channels, shape.height, shape.width)))
+    {change}
+    return Unconditional(network)
+"""
+CANNOT_BE_WRITTEN = {
+    "one weight used twice": ("network[2].weight = network[1].weight", "share memory.*weight"),
+    "a state that is no tensor": (
+        "network[0].__class__ = type('L', (nn.Linear,), {'get_extra_state': lambda self: {}, "
+        "'set_extra_state': lambda self, state: None})",
+        "_extra_state` is invalid, expected torch.Tensor",
+    ),
+    "a buffer that is one number seen many times": (
+        "network[0].register_buffer('wide', torch.zeros(1).expand(4))",
+        'named "0.0.wide".*unsupported operation',
+    ),
+    "a buffer with a history": (
+        "network[0].register_buffer('now', network[0].weight * 2)",
+        "Only Tensors created explicitly by the user .*deepcopy",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CANNOT_BE_WRITTEN)
+def test_networks_that_could_not_be_written_after_training_are_refused_before(own_model: Path, kind: str) -> None:
+    change, message = CANNOT_BE_WRITTEN[kind]
+    head, rest = own_model.read_text().split("def generator", 1)
+    signature, _ = rest.split("\n", 1)
+    discriminator = rest[rest.index("def discriminator") :]
+    body = SMALL.format(change=change)
+    own_model.write_text(f"import torch\n{head}def generator{signature}{body}\n\n{discriminator}")
+    with pytest.raises(AtelierError, match=rf"its generator cannot be written and read again: .*{message}.*mine\.py$"):
+        build_checked_networks("mine", MODELS["mine"].recipe, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("latent=64, ", "", r"GanRecipe: latent: Field required; mend it"),
+        ("width=32", "width=0", r"GanRecipe: width: Input should be greater than or equal to 1; mend it"),
+        ('source="', 'sauce="', r"Model: source: Field required; mend it"),
+        ('"symmetric"', '"symetric"', r"Model: data_range: Input should be 'symmetric' or 'unit'; mend it"),
+    ],
+)
+def test_a_mistake_in_the_table_is_one_line_of_every_command(old: str, new: str, message: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(models.__file__).parents[1], tmp_path / "atelier", symlinks=True)
+    table = tmp_path / "atelier" / "models" / "__init__.py"
+    entry = code()[1]
+    assert old in entry
+    text = table.read_text().replace("MODELS: dict[str, Model] = {\n", "MODELS: dict[str, Model] = {\n" + entry)
+    number = text[: text.index('"mine"')].count("\n") + 1
+    table.write_text(text.replace(entry, entry.replace(old, new, 1)))
+    command = [sys.executable, "-m", "atelier", "compare"]
+    (tmp_path / "params.yaml").write_text("{datasets: [mnist], runs: {a: {dataset: mnist, model: cgan}}}")
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    place = re.fullmatch(rf"atelier: {table}:(\d+): {message}", line)
+    assert place is not None, line
+    assert number <= int(place[1]) <= number + entry.count("\n")
+
+
 def test_a_file_that_is_not_there_is_named(own_model: Path) -> None:
     own_model.unlink()
     with pytest.raises(AtelierError, match=r"src/atelier/models/mine\.py: missing, and MODELS has an entry 'mine'"):
@@ -116,7 +189,7 @@ def test_a_file_that_is_not_there_is_named(own_model: Path) -> None:
 
 def test_a_generator_in_the_other_range_is_told(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_model.is_file()
-    monkeypatch.setitem(MODELS, "mine", replace(MODELS["mine"], data_range="unit"))
+    monkeypatch.setitem(MODELS, "mine", MODELS["mine"].model_copy(update={"data_range": "unit"}))
     with pytest.raises(
         AtelierError, match=r"its generator gives values from -1 to .* 'unit' is \[0, 1\]; end it in a sig"
     ):
@@ -125,7 +198,7 @@ def test_a_generator_in_the_other_range_is_told(own_model: Path, monkeypatch: py
 
 def test_a_vae_of_images_below_zero_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = MODELS["cvae-tutorial"]
-    monkeypatch.setitem(MODELS, "cvae-tutorial", replace(entry, data_range="symmetric"))
+    monkeypatch.setitem(MODELS, "cvae-tutorial", entry.model_copy(update={"data_range": "symmetric"}))
     with pytest.raises(AtelierError, match=r"a likelihood is of pixels in \[0, 1\]; set 'unit' in its entry of MODELS"):
         build_checked_networks("cvae-tutorial", entry.recipe, SHAPE)
 

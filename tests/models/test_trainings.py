@@ -68,4 +68,4 @@ def test_networks_too_large_for_memory_end_in_one_line(pictures: tuple[Path, Par
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("atelier: not enough memory for these networks and batches; lower batch, width or latent (")
+    assert line.startswith("atelier: not enough memory to train 'pokemon-dense': its networks of ")

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import atelier
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
 
 REAL, FAKE = [2.0, -1.0], [0.5, -3.0]
@@ -99,3 +105,38 @@ def test_interpolated_images_lie_between_real_and_fake() -> None:
     reals, fakes = torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)
     interpolated_penalty(judge, reals, fakes, torch.tensor([0.0, 0.25, 1.0]))
     assert seen[0].amin((1, 2, 3)).tolist() == seen[0].amax((1, 2, 3)).tolist() == [0, 0.25, 1]
+
+
+TRY = """
+import torch
+from atelier.config import load_params
+from atelier.models import build_networks
+from atelier.ranks import Ranks
+from atelier.training.method import build_method
+run = load_params(__import__("pathlib").Path("params.yaml")).run("mine")
+method = build_method(run.entry, run.recipe, build_networks(run.model, run.recipe, run.shape), 0, Ranks())
+print(method.step(torch.zeros(16, 1, 28, 28), None)["generator_loss"].item())
+"""
+
+
+def test_a_loss_is_one_entry_and_one_word(tmp_path: Path) -> None:
+    shutil.copytree(Path(atelier.__file__).parent, tmp_path / "atelier", symlinks=True)
+    for file, old, new in (
+        (
+            "training/losses.py",
+            "AdversarialLoss] = {\n",
+            '    "mine": AdversarialLoss(lambda x, label: x.mean(), lambda x: x.mean(), lambda x: 7 + 0 * x.mean()),\n',
+        ),
+        ("models/recipe.py", 'loss: Literal["bce", ', '"mine", '),
+    ):
+        path = tmp_path / "atelier" / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, old + new))
+    entry = "{dataset: mnist, model: vanilla, loss: mine, batch: 16}"
+    (tmp_path / "params.yaml").write_text(f"{{datasets: [mnist], runs: {{mine: {entry}}}}}")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", TRY], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.stdout == "7.0\n", found.stderr

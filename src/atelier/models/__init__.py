@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from atelier.errors import AtelierError
-from atelier.models.recipe import GanRecipe, Recipe, VaeRecipe
+from atelier.models.recipe import Entry, GanRecipe, Recipe, VaeRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,8 +34,7 @@ GREY_28 = ImageShape(28, 28, 1, 10)
 COLOUR_64 = ImageShape(64, 64, 3, 0)
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Entry):
     """One system: how it is trained by default, what data it takes, and where it comes from."""
 
     recipe: Recipe

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,8 @@ def build_checked_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict
     """Build the networks of a model, and pass a small batch through each as it is, drawing nothing.
 
     Raises:
-        AtelierError: if a network fails, gives something of another shape, or images outside the model's data range;
-            the line names the model's file.
+        AtelierError: if a network fails, gives something of another shape or images outside the model's data range, or
+            cannot be written to a file; the line names the model's file.
     """
     pack = recipe.pack if isinstance(recipe, GanRecipe) else 1
     count = 2 * pack
@@ -46,7 +48,21 @@ def build_checked_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict
                 f"{_words(expected[role])}; change {_place(name, None)}"
             )
     _check_range(name, outputs)
+    for role, network in networks.items():
+        _check_state(name, role, network)
     return networks
+
+
+def _check_state(name: str, role: str, network: nn.Module) -> None:
+    """A training writes its networks as tensors, each with memory of its own, and takes averages of copies of them."""
+    state = {key: x.contiguous() if isinstance(x, Tensor) else x for key, x in network.state_dict().items()}
+    try:
+        copy.deepcopy(network).load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
+    except Exception as error:  # whatever torch, safetensors or code of one's own may raise
+        words = " ".join(str(error).split()).split(". ")[0][:320]
+        raise AtelierError(
+            f"model '{name}': its {role} cannot be written and read again: {words}; change {_place(name, None)}"
+        ) from None
 
 
 @torch.no_grad()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import sys
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from atelier.errors import AtelierError
 
 LARGEST = 1e12  # beyond it a number is a slip of the hand, and a loop over it never ends
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +24,19 @@ class Checked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Recipe(Checked):
+class Entry(Checked):
+    """What stands in the table of models: a mistake in it is the line of the code that makes it."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            caller, problem = sys._getframe(1), error.errors(include_url=False)[0]
+            place = f"{caller.f_code.co_filename}:{caller.f_lineno}: {type(self).__name__}"
+            raise AtelierError(f"{place}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; mend it") from None
+
+
+class Recipe(Entry):
     """What every model has. Time is in kimg: thousands of real images seen.
 
     Raises:

@@ -26,6 +26,7 @@ from atelier.training.batches import TrainingImages
 from atelier.training.checkpoints import Checkpoint, environment, take_up
 from atelier.training.layers import in_microbatches, synchronise
 from atelier.training.loop import train_loop
+from atelier.training.memory import refuse_too_large
 from atelier.training.method import Autocast, Method, build_method
 from atelier.training.publish import draw_picture, publish_model, publish_record
 
@@ -140,6 +141,7 @@ def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
 
 
 def _method(run: Run, ranks: Ranks) -> Method:
+    ranks.together(lambda: refuse_too_large(run, ranks))
     torch.manual_seed(run.recipe.seed)
     networks = synchronise(build_checked_networks(run.model, run.recipe, run.shape), ranks)
     for network in networks.values():
