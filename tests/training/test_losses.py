@@ -124,7 +124,7 @@ def test_a_loss_is_one_entry_and_one_word(tmp_path: Path) -> None:
     for file, old, new in (
         (
             "training/losses.py",
-            "AdversarialLoss] = {\n",
+            "ADVERSARIAL_LOSSES = {\n",
             '    "mine": AdversarialLoss(lambda x, label: x.mean(), lambda x: x.mean(), lambda x: 7 + 0 * x.mean()),\n',
         ),
         ("models/recipe.py", 'loss: Literal["bce", ', '"mine", '),

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from atelier.data.sources import open_source
 from atelier.data.sources.archive import Request, is_archive
 from atelier.data.sources.idx import fetch_arrays, possible_names, read_arrays
 from atelier.errors import AtelierError, InputError, shown
-from atelier.files import atomic_directory, digest
+from atelier.files import atomic_directory, digest, hold, remove_folder
 
 Say = Callable[[str], None]
 # What is a picture by its first bytes, whatever its name: PNG, JPEG, GIF, BMP, TIFF, WebP, AVIF, HEIF, JPEG XL,
@@ -41,7 +40,7 @@ def ingest(dataset: str, params: Params, root: Path, say: Say) -> Path:
 
     Raises:
         InputError: if nothing says where they are, or nothing is there.
-        AtelierError: if no source yields them; what was there before stays.
+        AtelierError: if no source yields them, or another process ingests them; what was there before stays.
     """
     info, settings = params.dataset(dataset), params.ingest
     key, target = f"ingest.paths.{dataset}", root / "data" / "raw" / dataset
@@ -49,18 +48,19 @@ def ingest(dataset: str, params: Params, root: Path, say: Say) -> Path:
     # kept when ingest is interrupted: what was downloaded is not downloaded again
     staging = target.with_name(f".{dataset}.download")
     request = Request(key, staging, settings.limit_files, int(settings.limit_gigabytes * 1e9), settings.timeout_seconds)
-    try:
-        if info.arrays:
-            _ingest_arrays(dataset, info.arrays, where, request, root, target, say)
-        elif where is None and not info.kaggle:
-            raise InputError(f"{key}: missing; add the folder or archive of its pictures")
-        else:
-            address = f"kaggle://{info.kaggle}" if where is None else where
-            _ingest_pictures(address, info.png_twins, request, root, target, say)
-        shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        if staging.is_dir() and not any(staging.iterdir()):
-            staging.rmdir()
+    with hold(target):
+        try:
+            if info.arrays:
+                _ingest_arrays(dataset, info.arrays, where, request, root, target, say)
+            elif where is None and not info.kaggle:
+                raise InputError(f"{key}: missing; add the folder or archive of its pictures")
+            else:
+                address = f"kaggle://{info.kaggle}" if where is None else where
+                _ingest_pictures(address, info.png_twins, request, root, target, say)
+            remove_folder(staging)
+        finally:
+            if staging.is_dir() and not any(staging.iterdir()):
+                staging.rmdir()
     return target
 
 

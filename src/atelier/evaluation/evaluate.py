@@ -6,6 +6,7 @@ Started by `torchrun`, the ranks share the drawing and the extracting; the first
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from atelier.evaluation.metrics import cautions, metric_name
 from atelier.evaluation.neighbours import Nearest, nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
 from atelier.evaluation.report_files import ByClass, write_curves, write_pictures
-from atelier.files import atomic_directory
+from atelier.files import atomic_directory, hold
 from atelier.pictures import SHEETS, Images, Labels, load_sheets
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
@@ -40,7 +41,8 @@ def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], Non
         InputError: if the model or the reference is missing, or the data have other classes than the model.
         AtelierError: if one of them is not what its digest says.
     """
-    with join_ranks() as ranks:
+    with join_ranks() as ranks, ExitStack() as held:
+        ranks.by_writer(lambda: held.enter_context(hold(root / "reports" / run_name)))
         return _evaluate(run_name, params, root, ranks, say)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from atelier.config import Params
 from atelier.config.records import ModelConfig, Registration, Report, VersionRecord
 from atelier.errors import AtelierError, InputError
-from atelier.files import folder_digest
+from atelier.files import folder_digest, hold
 from atelier.journal import record_folder
 from atelier.registry.lineage import (
     PACKAGE_TAG,
@@ -60,7 +60,8 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     record = record_folder(root, run_name, weights_sha256)
     tags = lineage_tags(root, params, config, metrics) | {REPORT_TAG: report_sha256}
 
-    with mlflow_errors(root):
+    path = root / "registry" / f"{run_name}.json"
+    with hold(path), mlflow_errors(root):
         mlflow_client = client(root)
         journal = model_folder / "journal.jsonl"
         run_id = finish_run(root, run_name, run_params(config), journal, record)
@@ -84,7 +85,6 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     registration = Registration(name=name, weights_sha256=weights_sha256, report_sha256=report_sha256)
     here = {"version": int(version.version), "uri": uri_of(version), "run_id": version.run_id}
     VersionRecord(**dict(registration), **here).write(record / "version.json")
-    path = root / "registry" / f"{run_name}.json"
     registration.write(path)
     say(f"registered {uri_of(version)}")
     return path
