@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 # Python's own audit events: https://docs.python.org/3/library/audit_events.html
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "fcntl.lockf"}
 
 
-def kill_at(number: int, signal_number: int, below: str) -> None:
+def kill_at(number: int, signal_number: int, below: str) -> Callable[[], int]:
     """From now on, send this process a signal right before its event `number`, counted from 1.
 
     Args:
-        number: of the event; later ones do nothing more.
+        number: of the event; later ones do nothing more. 0: only count.
         signal_number: of the signal.
         below: a file is only counted as opened if it lies below this folder.
+
+    Returns:
+        What tells how many events there were.
     """
     count = 0
 
@@ -31,3 +35,4 @@ def kill_at(number: int, signal_number: int, below: str) -> None:
                 os.kill(os.getpid(), signal_number)
 
     sys.addaudithook(look)
+    return lambda: count

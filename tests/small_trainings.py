@@ -89,7 +89,7 @@ class Training:
         arguments = ["train", run, "--root", str(root), *options]
         self.ranks = [
             PRELOADED.Process(
-                target=_atelier,
+                target=atelier,
                 args=(arguments, variables | ({"RANK": str(rank), "LOCAL_RANK": "0"} if ranks > 1 else {}), self.log),
             )
             for rank in range(ranks)
@@ -121,7 +121,7 @@ PRELOADED.set_forkserver_preload(
 )
 
 
-def _atelier(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def atelier(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     """What the command does, in a forked process: its environment, its output, its exit code."""
     import torch
 
