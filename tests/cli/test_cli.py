@@ -104,3 +104,21 @@ print(main(), open(os.devnull).fileno() > 2)
     closed = 'exec "$0" -c "$1" 2>&-'
     result = subprocess.run(["sh", "-c", closed, sys.executable, code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "2 True\n")
+
+
+def test_a_user_without_a_name_and_a_home_is_told_what_is_wrong_and_no_more(tmp_path: Path) -> None:
+    code = f"""
+import os, pwd, sys
+
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {{uid}}")
+
+pwd.getpwuid = unknown
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+    os.environ.pop(name, None)
+from atelier.cli import main
+sys.argv = ["atelier", "runs", "close", "--root", {str(tmp_path)!r}]
+sys.exit(main())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "0 runs closed\n"), result.stderr

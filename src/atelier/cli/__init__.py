@@ -206,6 +206,8 @@ def check(dataset: str, as_json: bool, root: Path) -> None:
 def main() -> Any:
     """Entry point: every error is one line on standard error; exit code 2 for wrong input, 1 for a failure."""
     _open_closed_streams()
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"  # what Docker gives a user without a name and a home; MLflow and torch ask for one
     if "OMP_WAIT_POLICY" not in os.environ:
         # threads that wait for each other spin for some microseconds, then sleep: the default of some milliseconds is a
         # sixth faster on idle cores, and brings a training to a standstill on busy ones

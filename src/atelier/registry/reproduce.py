@@ -88,9 +88,13 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
 
 
 def _clone(root: Path, commit: str, clone: Path) -> None:
-    if git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    top = git(root, "rev-parse", "--show-toplevel")
+    try:
+        known = top is not None and git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+    except AtelierError:
+        known = False
+    if not known:
         raise InputError(f"{root}: has no commit {commit}; fetch it, or give --root of a checkout that has it")
-    top = Path(git(root, "rev-parse", "--show-toplevel") or root)
     for command in (
         ["git", "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone)],
         ["git", "-C", str(clone), "checkout", "--quiet", "--detach", commit],
