@@ -47,6 +47,7 @@ WITHOUT_EFFECT = {
 # names under which stages read what the plan calls otherwise, or has in the row of a table
 SAME = {
     "ingest.paths": "dataset.path",
+    **{f"dataset.info.{key}": "dataset.origin" for key in ("arrays", "kaggle", "png_twins")},
     "extractors": "dataset.extractors",
     "automatic_extractor": "dataset.extractors",
     "run.entry.source": "run.source",
