@@ -37,7 +37,7 @@ evaluate:
 # read, but without effect on what is made
 WITHOUT_EFFECT = {
     "ingest": {"ingest.timeout_seconds"},
-    "prepare": set(),
+    "prepare": {"dataset.origin"},  # whether raw data are arrays: then they are other files
     "reference": {"evaluate.extractors"},  # told; what it amounts to is dataset.extractors
     "train": {"train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb", "train.cuda_graph"},
     "evaluate": set(),
