@@ -37,7 +37,7 @@ evaluate:
 # read, but without effect on what is made
 WITHOUT_EFFECT = {
     "ingest": {"ingest.timeout_seconds"},
-    "prepare": set(),
+    "prepare": {"dataset.origin"},  # whether raw data are arrays: then they are other files
     "reference": {"evaluate.extractors"},  # told; what it amounts to is dataset.extractors
     "train": {"train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb", "train.cuda_graph"},
     "evaluate": set(),
@@ -47,6 +47,7 @@ WITHOUT_EFFECT = {
 # names under which stages read what the plan calls otherwise, or has in the row of a table
 SAME = {
     "ingest.paths": "dataset.path",
+    **{f"dataset.info.{key}": "dataset.origin" for key in ("arrays", "kaggle", "png_twins")},
     "extractors": "dataset.extractors",
     "automatic_extractor": "dataset.extractors",
     "run.entry.source": "run.source",

@@ -242,7 +242,7 @@ class _Reader:
                 counted = _of_row(value, table.resolved)
                 text = b"\n".join(self._text(self._span(one), []) for one in [key, *counted] if one)
                 row = (table.name, str(key.value)) if isinstance(key, ast.Constant) else None
-                yield Part(text, (value.lineno, value.end_lineno or 0), defines, frozenset(_names([value])), (), row)
+                yield Part(text, (value.lineno, value.end_lineno or 0), defines, frozenset(_names(counted)), (), row)
 
     def _imports(self, node: ast.stmt) -> Iterator[Import]:
         if isinstance(node, ast.Import):

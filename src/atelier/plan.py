@@ -14,6 +14,7 @@ from typing import Any, Literal
 import atelier
 from atelier.closure import ALL, Package, Row, Table
 from atelier.config import Params
+from atelier.config.catalogue import DatasetInfo
 from atelier.files import write_json
 from atelier.models import module_name
 
@@ -39,7 +40,9 @@ class Stage:
 # train.checkpoint_seconds, train.checkpoints_kept, train.resident_mb, train.cuda_graph.
 STAGES = {
     "ingest": Stage(
-        "atelier.data.ingest", "datasets", ("dataset.path", "ingest.limit_files", "ingest.limit_gigabytes")
+        "atelier.data.ingest",
+        "datasets",
+        ("dataset.path", "dataset.origin", "ingest.limit_files", "ingest.limit_gigabytes"),
     ),
     "prepare": Stage(
         "atelier.data.prepare",
@@ -88,7 +91,11 @@ STAGES = {
 }
 TABLES = (
     Table("atelier.models", "MODELS", resolved=frozenset({"recipe", "labels", "source", "home"})),
-    Table("atelier.config.catalogue", "DATASETS"),
+    # but the side as published
+    Table(
+        "atelier.config.catalogue", "DATASETS", frozenset({f.name for f in dataclasses.fields(DatasetInfo)} - {"side"})
+    ),
+    Table("atelier.data.sources", "SOURCES"),
     Table("atelier.training.losses", "ADVERSARIAL_LOSSES"),
     Table("atelier.training.augmentation", "AUGMENTATIONS"),
     Table("atelier.models.likelihood", "LIKELIHOODS"),
@@ -164,12 +171,15 @@ def scope(stage: Stage, one: str, params: Params) -> Scope:
 
 
 def _of_dataset(name: str, params: Params) -> Scope:
+    info, path = dataclasses.asdict(params.dataset(name)), params.ingest.paths.get(name)
     dataset = {
-        "info": dataclasses.asdict(params.dataset(name)),
-        "path": params.ingest.paths.get(name),
+        "path": path,
+        "origin": {key: info.pop(key) for key in ("arrays", "kaggle", "png_twins")},
+        "info": info,
         "extractors": params.extractors(name),
     }
-    return Scope({"dataset": dataset}, frozenset({("DATASETS", name)}))
+    scheme = path.partition("://")[0] if path else "kaggle"
+    return Scope({"dataset": dataset}, frozenset({("DATASETS", name), ("SOURCES", scheme)}))
 
 
 def _of_run(name: str, params: Params) -> Scope:
