@@ -45,9 +45,10 @@ from atelier.models import MODELS, ImageShape, build_networks
 from atelier.pictures import Images, save_png, tile
 from atelier.ranks import Ranks
 from atelier.sampler import draw_noise, to_uint8
+from atelier.training import build_method
 from atelier.training.batches import TrainingImages
 from atelier.training.loop import train_loop
-from atelier.training.method import Method, build_method
+from atelier.training.method import Method
 from atelier.training.steps import Steps, choose_steps
 from atelier.training.train import _set_arithmetic
 

@@ -42,8 +42,9 @@ from atelier.models.recipe import Recipe
 from atelier.pictures import save_png, tile
 from atelier.ranks import Ranks
 from atelier.sampler import Sampler
+from atelier.training import build_method
 from atelier.training.batches import TrainingImages
-from atelier.training.method import Method, build_method
+from atelier.training.method import Method
 
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of the time
 FAKES = 10_000

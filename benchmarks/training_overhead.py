@@ -26,11 +26,10 @@ from atelier.models import MODELS, ImageShape, build_networks
 from atelier.pictures import save_png, tile
 from atelier.ranks import Ranks
 from atelier.sampler import draw_noise, to_uint8
-from atelier.training import checkpoints
+from atelier.training import build_method, checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.gan import Gan
 from atelier.training.loop import train_loop
-from atelier.training.method import build_method
 
 CASES = {"cgan 28": ("cgan", 28, 1, 10), "cgan 64": ("cgan", 64, 3, 10), "vanilla 28": ("vanilla", 28, 1, 0)}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

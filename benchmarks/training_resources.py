@@ -28,7 +28,7 @@ from atelier.data.arrays import PreparedSplit
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.ranks import Ranks
 from atelier.training.batches import TrainingImages
-from atelier.training.method import build_method
+from atelier.training import build_method
 images = np.load(sys.argv[1], mmap_mode="r")
 recipe = MODELS["cgan"].recipe.model_copy(update={"width": 8})
 shape, cpu = ImageShape(64, 64, 3, 0), torch.device("cpu")

@@ -23,7 +23,8 @@ import torch
 
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.ranks import Ranks
-from atelier.training.method import Method, build_method
+from atelier.training import build_method
+from atelier.training.method import Method
 
 TENSORFLOW = "tensorflow-cpu"
 SHAPE = ImageShape(28, 28, 1, 0)

@@ -25,7 +25,8 @@ def ingest(
     dataset: str, params: dict[str, Any], repository: str, revision: str, dvc_remote: str, raw: Output[Dataset]
 ) -> None:
     """Raw files of a data set, as dvc.lock of a commit has them or fetched and verified."""
-    from atelier.pipelines.workspace import ingest_version, require_nodes, run_stage
+    from atelier.components.launcher import require_nodes
+    from atelier.components.workspace import ingest_version, run_stage
 
     require_nodes()
     outputs = {f"data/raw/{dataset}": raw}
@@ -44,7 +45,7 @@ def prepare(
     contact_sheet: Output[HTML],
 ) -> None:
     """Turn raw files into arrays, labels, a card and a contact sheet."""
-    from atelier.pipelines.workspace import run_stage, write_page
+    from atelier.components.workspace import run_stage, write_page
 
     run_stage("prepare", dataset, params, [raw], {f"data/prepared/{dataset}": data})
     write_page(contact_sheet, dataset, data, ["contact-sheet.png"])
@@ -53,7 +54,7 @@ def prepare(
 @component
 def reference(dataset: str, params: dict[str, Any], data: Input[Dataset], measure: Output[Artifact]) -> None:
     """Make what distances on a data set are measured with."""
-    from atelier.pipelines.workspace import run_stage
+    from atelier.components.workspace import run_stage
 
     run_stage("reference", dataset, params, [data], {f"reference/{dataset}": measure})
 
@@ -68,7 +69,7 @@ def train(
     record: Output[Artifact],
 ) -> None:
     """Train a run by one process, or by one a GPU."""
-    from atelier.pipelines.workspace import run_stage
+    from atelier.components.workspace import run_stage
 
     run_stage("train", run, params, [data], {f"models/{run}": model, f"runs/{run}": record}, processes)
 
@@ -86,7 +87,7 @@ def train_on_nodes(
     record: Output[Artifact],
 ) -> None:
     """Train a run as a TrainJob."""
-    from atelier.pipelines.launcher import train_on_nodes
+    from atelier.components.launcher import train_on_nodes
 
     outputs = {f"models/{run}": model, f"runs/{run}": record}
     train_on_nodes(run, params, [data], outputs, image, nodes, processes, deadline_hours)
@@ -104,7 +105,7 @@ def evaluate(
     pictures: Output[HTML],
 ) -> None:
     """Judge a trained run; figures and pictures show on Kubeflow's page of the run."""
-    from atelier.pipelines.workspace import log_figures, run_stage, write_page
+    from atelier.components.workspace import log_figures, run_stage, write_page
 
     run_stage("evaluate", run, params, [data, measure, model], {f"reports/{run}": report})
     log_figures(figures, report)
@@ -122,7 +123,7 @@ def register(
     registered: Output[Artifact],
 ) -> None:
     """Make a run a version in the MLflow registry, whose number joins the record of the training."""
-    from atelier.pipelines.workspace import run_stage
+    from atelier.components.workspace import run_stage
 
     outputs = {f"registry/{run}.json": version, f"runs/{run}": registered}
     run_stage("register", run, params, [model, record, report], outputs)
@@ -139,7 +140,7 @@ def compare(
     summary: Output[Artifact],
 ) -> None:
     """Write the report over all runs, which shows on Kubeflow's page of the run."""
-    from atelier.pipelines.workspace import run_stage
+    from atelier.components.workspace import run_stage
 
     outputs = {"reports/index.html": page, "reports/summary.json": summary}
     run_stage("compare", None, params, [*models, *records, *reports, *versions], outputs)
@@ -148,6 +149,6 @@ def compare(
 @component
 def close_runs() -> None:
     """What a pipeline does at its end, however it ends: nothing of it trains on, no MLflow run stays open."""
-    from atelier.pipelines.launcher import close_pipeline
+    from atelier.components.launcher import close_pipeline
 
     close_pipeline()

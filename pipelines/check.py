@@ -19,8 +19,8 @@ from kubernetes.config import ConfigException
 from kubernetes.utils import parse_quantity
 from ruamel.yaml import YAML
 
+from atelier.components.launcher import GROUP, PLURAL, RUNTIME, VERSION, api_client
 from atelier.errors import AtelierError
-from atelier.pipelines.launcher import GROUP, PLURAL, RUNTIME, VERSION, api_client
 from atelier.pipelines.runs import KUBEFLOW_NAMESPACE, held_up
 from atelier.pipelines.training import CREDENTIALS, NEEDS, SETTINGS, VOLUME, VOLUME_PATH
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atelier.components.workspace import PLACE, place
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
-from atelier.pipelines.workspace import PLACE, place
 from atelier.tracking import client, experiment_id, tracking_uri
 from atelier.tracking.origin import PIPELINE_RUN
 

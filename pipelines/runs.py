@@ -17,9 +17,9 @@ import urllib3
 from kubernetes import client
 from kubernetes.config import ConfigException
 
+from atelier.components.launcher import RUN_LABEL, api_client
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
-from atelier.pipelines.launcher import RUN_LABEL, api_client
 from atelier.pipelines.training import NAME, NEEDS, Options, arguments, compile_pipeline
 
 if TYPE_CHECKING:

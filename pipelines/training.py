@@ -11,10 +11,10 @@ from kfp import compiler, dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Input, Model
 
 from atelier import components
+from atelier.components.workspace import TRIES, WORKSPACES
 from atelier.config import Params
 from atelier.errors import InputError
 from atelier.files import write_atomic
-from atelier.pipelines.workspace import TRIES, WORKSPACES
 
 NAME = "atelier-training"
 IMAGE_BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")

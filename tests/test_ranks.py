@@ -18,9 +18,10 @@ from atelier.data.arrays import PreparedSplit
 from atelier.errors import AtelierError, InputError
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.ranks import Agreement, Noise, Ranks, join_ranks
+from atelier.training import build_method
 from atelier.training.batches import TrainingImages
 from atelier.training.layers import synchronise
-from atelier.training.method import Method, build_method
+from atelier.training.method import Method
 
 CPU = torch.device("cpu")
 MODELS_COMPARED = ("vanilla", "cvae", "cgan")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from atelier import components
+from atelier.components.workspace import whole_numbers
 from atelier.config import load_params
 from atelier.files import read_json
 from atelier.pipelines.training import arguments
-from atelier.pipelines.workspace import whole_numbers
 
 pytestmark = pytest.mark.processes
 PROJECT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from atelier.components.workspace import ingest_version
 from atelier.data.versions import pull
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest
-from atelier.pipelines.workspace import ingest_version
 from own_pictures import write_pictures
 
 pytestmark = pytest.mark.processes

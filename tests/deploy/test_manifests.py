@@ -46,7 +46,7 @@ def test_no_secret_is_in_a_manifest(built: dict[str, list[Any]], overlay: str) -
 def test_the_rights_are_what_the_launcher_calls(built: dict[str, list[Any]]) -> None:
     rules = named(built["laptop"], "Role", "atelier-launcher")["rules"]
     given = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
-    tree = ast.parse((PROJECT / "pipelines/launcher.py").read_text())
+    tree = ast.parse((PROJECT / "components/launcher.py").read_text())
     called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and "_namespaced_" in node.attr}
     needs = {
         "create_namespaced_custom_object": {("trainjobs", "create")},

@@ -16,8 +16,8 @@ from kube_apiserver import BINARY, Cluster, kube_apiserver
 from kubernetes import client
 from kubernetes.dynamic import DynamicClient
 
+from atelier.components.launcher import GROUP, PLURAL, VERSION, Job, Launcher
 from atelier.errors import AtelierError
-from atelier.pipelines.launcher import GROUP, PLURAL, VERSION, Job, Launcher
 
 pytestmark = [
     pytest.mark.processes,

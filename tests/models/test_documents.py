@@ -15,7 +15,7 @@ from atelier.models import MODELS, ImageShape, build_networks, build_sampling_ne
 from atelier.models.layers import ConvSame, Reshape, truncated_normal, upward
 from atelier.models.refine import twice_the_side
 from atelier.ranks import Ranks
-from atelier.training.method import build_method
+from atelier.training import build_method
 
 # trainable parameters, from the documents
 COUNTS = {

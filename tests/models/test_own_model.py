@@ -20,7 +20,7 @@ from atelier.errors import AtelierError
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.contract import build_checked_networks
 from atelier.ranks import Ranks
-from atelier.training.method import build_method
+from atelier.training import build_method
 
 README = Path(__file__).parents[2] / "README.md"
 SHAPE = ImageShape(28, 28, 1, 0)

@@ -13,11 +13,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from atelier.cli import main
+from atelier.components.workspace import as_written
 from atelier.config import load_params
 from atelier.errors import InputError
 from atelier.files import digest, write_json
 from atelier.pipelines.training import CREDENTIAL_KEYS, NEEDS, READS, Options, arguments, compile_pipeline
-from atelier.pipelines.workspace import as_written
 from atelier.plan import STAGES as PLANNED
 
 PROJECT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.models.layers import Unconditional
 from atelier.ranks import Ranks
+from atelier.training import build_method
 from atelier.training.layers import in_microbatches
-from atelier.training.method import build_method
 
 
 @pytest.mark.parametrize("model", ["vanilla", "cvae"])

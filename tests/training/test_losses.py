@@ -112,7 +112,7 @@ import torch
 from atelier.config import load_params
 from atelier.models import build_networks
 from atelier.ranks import Ranks
-from atelier.training.method import build_method
+from atelier.training import build_method
 run = load_params(__import__("pathlib").Path("params.yaml")).run("mine")
 method = build_method(run.entry, run.recipe, build_networks(run.model, run.recipe, run.shape), 0, Ranks())
 print(method.step(torch.zeros(16, 1, 28, 28), None)["generator_loss"].item())

@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_map
 from atelier.data.arrays import PreparedSplit
 from atelier.models import MODELS, ImageShape, build_networks
 from atelier.ranks import Ranks
+from atelier.training import build_method
 from atelier.training import steps as steps_module
 from atelier.training.batches import TrainingImages
-from atelier.training.method import Method, build_method
+from atelier.training.method import Method
 from atelier.training.steps import CudaGraphs, GraphedSteps, Launch, Steps, choose_steps, obstacle
 from atelier.training.train import _set_arithmetic
 

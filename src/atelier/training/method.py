@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from atelier.models import Model
 from atelier.models.recipe import Recipe
-from atelier.ranks import Ranks
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 Number = float | Tensor
@@ -131,14 +129,3 @@ def learning_rate_factor(recipe: Recipe, kimg: float) -> float:
     if recipe.lr_decay == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1.0
-
-
-def build_method(entry: Model, recipe: Recipe, networks: dict[str, nn.Module], classes: int, ranks: Ranks) -> Method:
-    """The method of a model, over its freshly built networks."""
-    if entry.method == "gan":
-        from atelier.training.gan import Gan
-
-        return Gan(networks, recipe, entry.data_range, ranks)
-    from atelier.training.vae import Vae
-
-    return Vae(networks, recipe, classes, ranks)

@@ -21,13 +21,13 @@ from atelier.models.contract import build_checked_networks
 from atelier.ranks import RankLost, Ranks, join_ranks
 from atelier.tracking import run_params
 from atelier.tracking.feed import Feed
-from atelier.training import checkpoints
+from atelier.training import build_method, checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.checkpoints import Checkpoint, environment, take_up
 from atelier.training.layers import in_microbatches, synchronise
 from atelier.training.loop import train_loop
 from atelier.training.memory import refuse_too_large
-from atelier.training.method import Autocast, Method, build_method
+from atelier.training.method import Autocast, Method
 from atelier.training.publish import draw_picture, publish_model, publish_record
 
 MLFLOW_WAIT_SECONDS = 60.0

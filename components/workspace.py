@@ -73,18 +73,6 @@ def run_stage(
         take(root, outputs)
 
 
-def require_nodes() -> None:
-    """Refuse a pipeline run that trains on several nodes where it may not, before it makes anything.
-
-    POD_NAMESPACE in the environment says that it does.
-    """
-    if namespace := os.environ.get("POD_NAMESPACE"):
-        from atelier.pipelines.launcher import api_client, require_rights
-
-        with errors_in_one_line():
-            require_rights(api_client(), namespace)
-
-
 def ingest_version(
     dataset: str,
     params: Mapping[str, Any],

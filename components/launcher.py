@@ -19,9 +19,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import urllib3
 from kubernetes import client, watch
 
-from atelier.errors import AtelierError, InputError
-from atelier.files import digest_of, read_json, to_json
-from atelier.pipelines.workspace import (
+from atelier.components.workspace import (
     FAILURES,
     WORKSPACES,
     Artifact,
@@ -32,6 +30,8 @@ from atelier.pipelines.workspace import (
     take,
     workspace,
 )
+from atelier.errors import AtelierError, InputError
+from atelier.files import digest_of, read_json, to_json
 from atelier.tracking.origin import PIPELINE_RUN
 
 T = TypeVar("T")
@@ -467,6 +467,16 @@ def api_client() -> client.ApiClient:
     return client.ApiClient(configuration)
 
 
+def require_nodes() -> None:
+    """Refuse a pipeline run that trains on several nodes where it may not, before it makes anything.
+
+    POD_NAMESPACE in the environment says that it does.
+    """
+    if namespace := os.environ.get(NAMESPACE):
+        with errors_in_one_line():
+            require_rights(api_client(), namespace)
+
+
 def require_rights(api: client.ApiClient, namespace: str) -> None:
     """Refuse a pipeline run that could not launch its trainings, before it makes anything.
 
@@ -516,7 +526,7 @@ def train_on_nodes(
                 namespace=namespace,
                 runtime=RUNTIME,
                 image=image,
-                command=("python", "-m", "atelier.pipelines.workspace", name, str(root)),
+                command=("python", "-m", "atelier.components.workspace", name, str(root)),
                 nodes=nodes,
                 processes=processes,
                 gpus=True,

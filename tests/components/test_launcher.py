@@ -16,10 +16,7 @@ import pytest
 from kubernetes import client
 from kubernetes_api import KubernetesApi, kubernetes_api
 
-from atelier.errors import AtelierError, InputError
-from atelier.files import write_json
-from atelier.pipelines import launcher
-from atelier.pipelines.launcher import (
+from atelier.components.launcher import (
     Job,
     Launcher,
     Owner,
@@ -27,6 +24,9 @@ from atelier.pipelines.launcher import (
     job_name,
     require_rights,
 )
+from atelier.errors import AtelierError, InputError
+from atelier.files import write_json
+from atelier.pipelines import launcher
 
 NAME = job_name("run-1", "train-mnist-cgan")
 JOB = Job(

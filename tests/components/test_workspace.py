@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from atelier.components.workspace import TRIES, clear_workspaces, run_command, run_node
 from atelier.errors import LOST_RANK
 from atelier.files import read_json
 from atelier.pipelines import workspace
-from atelier.pipelines.workspace import TRIES, clear_workspaces, run_command, run_node
 
 pytestmark = pytest.mark.processes
 
@@ -81,7 +81,7 @@ def test_wrong_input_behind_torchrun_which_makes_1_of_it_is_not_tried_again(tmp_
 
 
 def test_sigterm_reaches_the_stage_and_is_no_reason_to_try_again(tmp_path: Path) -> None:
-    program = f"from atelier.pipelines.workspace import run_command; run_command({stage(tmp_path, 'signal.pause()')})"
+    program = f"from atelier.components.workspace import run_command; run_command({stage(tmp_path, 'signal.pause()')})"
     process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {TRIES: "3"})
     while not (tmp_path / "count").exists():
         time.sleep(0.01)
