@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from atelier.errors import LOST_RANK, AtelierError, InputError
 from atelier.files import write_atomic, write_json
 from atelier.tracking.origin import PIPELINE_RUN
 
+COMMON_PARAMS = "ATELIER_COMMON_PARAMS"  # in the environment: of training.common_params
 TRIES = "ATELIER_TRIES"  # in the environment: how often a stage's command is tried
 WORKSPACES = "ATELIER_WORKSPACES"  # in the environment: the folder of a shared volume
 KEPT_DAYS = 14
@@ -137,7 +139,10 @@ def clear_workspaces(shared: Path, pipeline_run: str) -> None:
 
 def fill(root: Path, params: Mapping[str, Any], inputs: Iterable[Artifact]) -> None:
     """Write params.yaml and put every input in its place: by hard links, since MLflow takes no symbolic ones."""
-    write_json(root / "params.yaml", as_written(params))
+    values = as_written(params)
+    for section, keys in json.loads(os.environ.get(COMMON_PARAMS, "{}")).items():
+        values[section] = keys | values.get(section, {})
+    write_json(root / "params.yaml", values)
     for artifact in inputs:
         place(Path(artifact.path), root / artifact.metadata[PLACE])
 

@@ -44,7 +44,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
     from docker.errors import DockerException
     from kfp import local
 
-    from atelier.pipelines.training import Options, arguments, build
+    from atelier.pipelines.training import Options, arguments, build, common_params
 
     values = arguments(params)
     paths = dict[str, str]()
@@ -66,7 +66,8 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
         with warnings.catch_warnings(), _flat_lists():
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
-            build(Options(image or "python", volume=False, tries=1, environment=environment))(**values)
+            options = Options(image or "python", volume=False, tries=1, environment=environment)
+            build(options, common_params(params))(**values)
     except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)

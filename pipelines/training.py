@@ -1,20 +1,21 @@
 """The graph of `dvc.yaml` for Kubeflow Pipelines: the same stages, edges and parameters; and the file it becomes."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kfp import compiler, dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Input, Model
 
 from atelier import components
-from atelier.components.workspace import TRIES, WORKSPACES
+from atelier.components.workspace import COMMON_PARAMS, TRIES, WORKSPACES
 from atelier.config import Params
 from atelier.errors import InputError
 from atelier.files import write_atomic
+from atelier.plan import STAGES as PLANNED
 
 NAME = "atelier-training"
 IMAGE_BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
@@ -31,27 +32,8 @@ CREDENTIAL_KEYS = (
 )
 LOST_PODS = 10  # that a stage survives
 
-# What a stage reads of params.yaml beside the data set or the run it is of: sections, or keys of them.
-READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "ingest": ("ingest",),
-        "prepare": ("prepare",),
-        "reference": (
-            "reference",
-            "evaluate.extractors",
-            "evaluate.samples",
-            "evaluate.draws",
-            "evaluate.manifold_samples",
-            "evaluate.memorisation_samples",
-            "evaluate.accuracy_kimg",
-            "ingest.timeout_seconds",
-        ),
-        "train": ("train",),
-        "evaluate": ("evaluate",),
-        "register": ("register", "train", "prepare"),
-        "compare": ("compare",),
-    }
-)
+# whose parameters `register` writes down for `atelier reproduce`; it is never taken from the cache
+WRITTEN_DOWN = ("prepare", "train")
 
 Items = list[dict]  # type: ignore[type-arg]  # kfp has no type for a field of an item that may be anything
 
@@ -143,10 +125,12 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
     """
     values = params.model_dump(mode="json", by_alias=True, exclude_none=True)  # a null is no default for Kubeflow
     made: dict[str, Any] = {"datasets": list(datasets)}
+    also = WRITTEN_DOWN if stage == "register" else ()
     made["runs"] = [{"run": run, **values["runs"][run]} for run in runs]
-    for path in READS[stage]:
-        section, _, key = path.partition(".")
-        made[section] = made.get(section, {}) | ({key: values[section][key]} if key else values[section])
+    for name in [name for reader in (stage, *also) for name in PLANNED[reader].reads]:
+        section, _, key = _key(name).partition(".")
+        if section in values and section != "runs":
+            made[section] = made.get(section, {}) | {key: values[section][key]}
     # a data set of one's own is known by these two
     for section, key in (("ingest", "paths"), ("prepare", "sets")):
         own = {name: value for name, value in values[section][key].items() if name in made["datasets"]}
@@ -154,6 +138,23 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
         if own:
             made[section] = made.get(section, {}) | {key: own}
     return made
+
+
+def _key(name: str) -> str:
+    """The key of params.yaml behind a name of the plan's; others are of data sets and runs."""
+    return "evaluate.extractors" if name == "dataset.extractors" else name
+
+
+def common_params(params: Params) -> str:
+    """What changes nothing that is made, as JSON: it goes to all stages by their environment, past the cache's key."""
+    read = {_key(name) for stage in PLANNED.values() for name in stage.reads} | {"ingest.paths", "prepare.sets"}
+    values = params.model_dump(mode="json", by_alias=True, exclude={"datasets", "runs", "promote"})
+    return json.dumps(
+        {
+            section: {key: value for key, value in keys.items() if f"{section}.{key}" not in read}
+            for section, keys in values.items()
+        }
+    )
 
 
 def compile_pipeline(params: Params, options: Options, target: Path) -> Path:
@@ -173,7 +174,8 @@ def compile_pipeline(params: Params, options: Options, target: Path) -> Path:
         _require_even_split(params, ranks)
     partial = target.with_name(f".{target.stem}.partial.yaml")
     try:
-        compiler.Compiler().compile(build(options), str(partial), pipeline_parameters=arguments(params))
+        pipeline = build(options, common_params(params))
+        compiler.Compiler().compile(pipeline, str(partial), pipeline_parameters=arguments(params))
         lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
         # kfp lists the inputs in a comment, in another order each time
         write_atomic(target, "".join(line for line in lines if not line.startswith("#")))
@@ -193,8 +195,8 @@ def _require_even_split(params: Params, ranks: int) -> None:
             raise InputError(f"params.yaml: runs.{name}.batch: {error}") from None
 
 
-def build(options: Options) -> Any:
-    """The pipeline as kfp compiles or runs it."""
+def build(options: Options, common: str) -> Any:
+    """The pipeline as kfp compiles or runs it; `common` is of `common_params`."""
 
     def on_node(task: Any) -> Any:
         """Give a task its image, resources, secrets, retries and caching."""
@@ -210,7 +212,7 @@ def build(options: Options) -> Any:
             # The window is of all tries together, and the later ones are ended with it: as long as the stage may take.
             window = f"{round(options.deadline_hours * 3600)}s"
             task.set_retry(LOST_PODS, backoff_duration="30s", backoff_factor=1, backoff_max_duration=window)
-        task.set_env_variable(TRIES, str(options.tries))
+        task.set_env_variable(TRIES, str(options.tries)).set_env_variable(COMMON_PARAMS, common)
         kubernetes.use_config_map_as_env(task, SETTINGS, {key: key for key in SETTING_KEYS}, optional=True)
         kubernetes.use_secret_as_env(task, CREDENTIALS, {key: key for key in CREDENTIAL_KEYS}, optional=True)
         kubernetes.use_field_path_as_env(task, "ATELIER_PIPELINE_RUN", "metadata.labels['pipeline/runid']")

@@ -13,11 +13,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from atelier.cli import main
-from atelier.components.workspace import as_written
+from atelier.components.workspace import COMMON_PARAMS, as_written, fill
 from atelier.config import load_params
 from atelier.errors import InputError
 from atelier.files import digest, write_json
-from atelier.pipelines.training import CREDENTIAL_KEYS, NEEDS, READS, Options, arguments, compile_pipeline
+from atelier.pipelines.training import CREDENTIAL_KEYS, NEEDS, Options, arguments, common_params, compile_pipeline
 from atelier.plan import STAGES as PLANNED
 
 PROJECT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ def graph(compiled: tuple[dict[str, Any], dict[str, Any]]) -> Graph:
 
 
 def test_the_stages_are_those_of_dvc_yaml(graph: Graph) -> None:
-    assert tuple(dvc_stages()) == STAGES == tuple(READS)
+    assert tuple(dvc_stages()) == STAGES == tuple(PLANNED)
     assert set(graph.loops) == {*STAGES, "close-runs"} == set(NEEDS) - {"train-on-nodes"}
 
 
@@ -165,11 +165,9 @@ def test_the_edges_are_those_of_dvc_yaml(graph: Graph) -> None:
     assert closure(graph.edges) == closure(dvc_edges())
 
 
-def test_every_stage_reads_the_parameters_that_the_plan_says(graph: Graph) -> None:
-    for name, stage in PLANNED.items():
-        sections = {read.partition(".")[0] for read in stage.reads} & set(STAGES)
-        assert sections <= {path.partition(".")[0] for path in READS[name]}, name
-        of_item = "" if name == "compare" else f"{'.'.join(graph.loops[name][-1:])}."
+def test_every_stage_gets_its_own_part_of_the_parameters(graph: Graph) -> None:
+    for name in STAGES:
+        of_item = "".join(f"{loop}." for loop in graph.loops[name][-1:])
         assert f"{of_item}{name}" in graph.fields[name]
 
 
@@ -254,6 +252,8 @@ def stages_of(params: Path, *overrides: str) -> dict[tuple[str, str], Any]:
         ("register.prefix=x", "register"),
         ("prepare.left_out_limit=0.5", "prepare, register"),
         ("prepare.sets.mnist={side: 32}", "mnist, a, c, compare"),
+        ("train.checkpoint_seconds=5", ""),
+        ("ingest.timeout_seconds=5", ""),
         ("promote.at_most={}", ""),
     ],
 )
@@ -263,6 +263,19 @@ def test_a_parameter_reaches_those_that_read_it(change: str, stages: str, tmp_pa
     assert set(before) == set(after)
     expected = {task for task in before for words in stages.split(", ") if words and set(words.split()) <= set(task)}
     assert {task for task in before if before[task] != after[task]} == expected
+
+
+def test_what_changes_nothing_that_is_made_reaches_the_stages_past_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(TWO)
+    params = load_params(tmp_path / "params.yaml", ["train.checkpoint_seconds=5", "reference.inception=i.pth"])
+    monkeypatch.setenv(COMMON_PARAMS, common_params(params))
+    training = arguments(params)["datasets"][0]["runs"][0]["train"]
+    fill(tmp_path, training, [])
+    given = load_params(tmp_path / "params.yaml")
+    assert (given.train, given.reference.inception) == (params.train, "i.pth")
+    assert "checkpoint_seconds" not in str(training)
 
 
 def test_what_a_stage_is_given_is_a_whole_params_yaml(tmp_path: Path) -> None:
