@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kfp import compiler, dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Input, Model
 
-from atelier import components
+from atelier.components import stages as components
 from atelier.components.workspace import COMMON_PARAMS, TRIES, WORKSPACES
 from atelier.config import Params
 from atelier.errors import InputError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from atelier import components
+from atelier.components import stages as components
 from atelier.components.workspace import whole_numbers
 from atelier.config import load_params
 from atelier.files import read_json
