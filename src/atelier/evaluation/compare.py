@@ -295,26 +295,24 @@ def over_training_svg(curves: Curves, goal: float, unit: str) -> Markup:
 
 def _svg(curves: Curves, x_label: str, adorn: Callable[[Any], None] = lambda axis: None) -> Markup:
     """A chart that stands in the page."""
-    import matplotlib
     from markupsafe import Markup
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    # else equal curves are unequal bytes; and a name with $ would be a formula
-    matplotlib.rcParams |= {"svg.hashsalt": "atelier", "text.parse_math": False}
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(4.2, 2.8))
-    for name, points in curves.items():
-        axis.plot(*zip(*points, strict=True), label=name.lstrip("_"))  # an underscore would hide it
-    adorn(axis)
-    axis.set_xlabel(x_label)
-    axis.spines[["top", "right"]].set_visible(False)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7, frameon=False)
-    figure.tight_layout()
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    # else equal curves are unequal bytes; and a name with $ would be a formula
+    with rc_context({"svg.hashsalt": "atelier", "text.parse_math": False}):
+        figure = Figure(figsize=(4.2, 2.8))
+        axis = figure.subplots()
+        for name, points in curves.items():
+            axis.plot(*zip(*points, strict=True), label=name.lstrip("_"))  # an underscore would hide it
+        adorn(axis)
+        axis.set_xlabel(x_label)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, frameon=False)
+        figure.tight_layout()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     # letters are drawn as shapes; the comments beside them repeat the text
     return Markup(re.sub("<!--.*?-->\n?", "", svg[svg.index("<svg") :], flags=re.DOTALL))

@@ -137,6 +137,7 @@ def _draw(
 def _conditions(reference: Reference, settings: Evaluate) -> Conditions:
     records = {real.extractor.name: real.record for real in reference.reals}
     real = reference.reals[0].record
+    parameters = (Conditions.model_fields.keys() & Evaluate.model_fields.keys()) - {"extractors"}
     return Conditions(
         fakes=settings.samples,
         classes="as real",
@@ -146,5 +147,5 @@ def _conditions(reference: Reference, settings: Evaluate) -> Conditions:
         floor_images=reference.record.floor_images,
         extractors={name: record.sha256 for name, record in records.items()},
         dimensions={name: record.dimensions for name, record in records.items()},
-        **settings.model_dump(include=set(Conditions.model_fields) - {"extractors"}),
+        **{key: getattr(settings, key) for key in parameters},
     )
