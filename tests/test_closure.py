@@ -164,7 +164,7 @@ def test_what_is_passed_over_with_what_only_that_uses(house: Path) -> None:
         ("table.py", '    "two"', '    "three": make(SECOND),\n    "two"'),
         ("entry.py", "import Never", "import Never as Always"),
         ("entry.py", "LIMIT = 1\n", "LIMIT = 1\n\ndef new():\n    return LIMIT\n"),
-        ("entry.py", "import marked, shapes", "import late, marked, shapes"),
+        ("entry.py", "import marked, shapes", "import marked, second, shapes"),
         ("second.py", "1", "2"),
         ("shapes.py", "SHAPES = 1", "SHAPES = 2"),
         ("unused.py", "1", "2"),
