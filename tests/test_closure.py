@@ -33,10 +33,10 @@ FILES = {
         def run(what: Never) -> str:
             from . import late
             page = "page.html"
-            return helper(load("house.by_name", page), ROWS)
+            return helper(load("house.inner.by_name", page, "house.unused", late.LATE), ROWS)
 
         def helper(*values: object) -> object:
-            return [LIMIT, using, values]
+            return [LIMIT, using, values, shapes.COLOURS]
 
         def other() -> None:
             import house.unused
@@ -74,10 +74,9 @@ FILES = {
     "inner/tool.py": "class Base:\n    pass\n\n\ndef use():\n    return 1\n",
     "at_once.py": "AT_ONCE = 1\nprint('imported')\n",
     "page.html": "<p>",
-    **{
-        f"{name}.py": f"{name.upper()} = 1\n"
-        for name in ("late", "by_name", "never", "first", "second", "shapes", "unused")
-    },
+    "inner/by_name.py": "BY_NAME = 1\n",
+    "shapes.py": "SHAPES = 1\nCOLOURS = 1\n",
+    **{f"{name}.py": f"{name.upper()} = 1\n" for name in ("late", "never", "first", "second", "unused")},
 }
 FIRST, SECOND = "from house.first import FIRST", "from house.second import SECOND"
 ONE = [("ROWS", "one")]
@@ -120,14 +119,14 @@ def test_what_is_executed_from_the_top_later_or_by_a_name(house: Path) -> None:
         "entry": {"LIMIT", "run", "helper"},
         "table": {"ROWS", "one"},
         "marked": {"FOUND", "mark"},  # and what is marked
-        "shapes": set(),
+        "shapes": {"COLOURS"},
         "first": {"FIRST"},
         "second": set(),
         "inner": set(),
         "inner.tool": {"use"},
         "at_once": set(),  # it prints
         "late": {"LATE"},
-        "by_name": {"BY_NAME"},
+        "inner.by_name": {"BY_NAME"},
     }
     assert [path.name for counted in found.values() for path in counted.files] == ["page.html"]
     assert {name for name, counted in found.items() if any(not part.defines for part in counted.parts)} == {
@@ -138,13 +137,16 @@ def test_what_is_executed_from_the_top_later_or_by_a_name(house: Path) -> None:
 def test_all_of_a_module_and_other_rows(house: Path) -> None:
     found = package(house).closure({"house.entry": [ALL]}, [*ONE, ("ROWS", "two")])
     assert {name for part in found["house.entry"].parts for name in part.defines} >= {"other", "Kind", "run"}
-    assert [len(found[f"house.{name}"].parts) for name in ("second", "unused", "shapes")] == [1, 1, 1]
+    assert [len(found[f"house.{name}"].parts) for name in ("second", "unused", "shapes")] == [1, 1, 2]
     assert len(found["house.inner.tool"].parts) == 2
 
 
-def test_uncounted_modules_are_passed_over_with_what_only_they_import(house: Path) -> None:
-    found = Package(house, uncounted=["house.table"]).closure(RUN)
-    assert not {"house.table", "house.first"} & found.keys()
+def test_what_is_passed_over_with_what_only_that_uses(house: Path) -> None:
+    found = Package(house, uncounted=["house.entry.helper"]).closure(RUN)
+    assert {name for part in found["house.entry"].parts for name in part.defines} == {"run"}
+    assert not found["house.shapes"].parts
+    found = Package(house, uncounted=["house.inner.tool.use"]).closure(RUN)
+    assert not found["house.inner.tool"].parts
     assert "house.late" not in package(house).closure(RUN, without=["house.late"])
 
 
@@ -162,9 +164,9 @@ def test_uncounted_modules_are_passed_over_with_what_only_they_import(house: Pat
         ("table.py", '    "two"', '    "three": make(SECOND),\n    "two"'),
         ("entry.py", "import Never", "import Never as Always"),
         ("entry.py", "LIMIT = 1\n", "LIMIT = 1\n\ndef new():\n    return LIMIT\n"),
-        ("entry.py", "import marked, shapes", "import late, marked, shapes"),
+        ("entry.py", "import marked, shapes", "import marked, second, shapes"),
         ("second.py", "1", "2"),
-        ("shapes.py", "1", "2"),
+        ("shapes.py", "SHAPES = 1", "SHAPES = 2"),
         ("unused.py", "1", "2"),
         ("at_once.py", "1", "2"),
     ],
@@ -187,8 +189,9 @@ def test_what_does_not_count(house: Path, file: str, old: str, new: str) -> None
         ("table.py", "house.first", "house.late"),
         ("marked.py", "    pass", "    print()"),
         ("at_once.py", "'imported'", "'read'"),
-        ("by_name.py", "1", "2"),
+        ("inner/by_name.py", "1", "2"),
         ("late.py", "1", "2"),
+        ("shapes.py", "COLOURS = 1", "COLOURS = 2"),
         ("page.html", "<p>", "<p> "),
         ("entry.py", "LIMIT = 1", "LIMIT = 2"),
         ("entry.py", "Base, use as using", "Base as using"),

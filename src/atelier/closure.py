@@ -25,7 +25,8 @@ STRING = (
 )
 # a string, or what may end a line without meaning anything, with the empty lines after it
 LAYOUT = re.compile(rb"(?P<string>" + STRING + rb")|(?:[ \t]*(?:#[^\n]*)?\n)+", re.DOTALL)
-NAME = re.compile(rb"""["']([\w.-]{3,100})["']""")  # a string that may name a module, or a file
+NAME = re.compile(rb"""["']([\w.-]{3,100})["']""")  # a string that may name a file, or a module
+DOTS = 2  # at least, in the name of a module: those of MLflow's tags have one
 ALL = "*"  # every name of a module
 
 Span = tuple[int, int]  # bytes of a file
@@ -64,7 +65,7 @@ class Part:
         text: without layout and docstrings.
         lines: the first and the last.
         defines: names; none if it counts for whoever imports the module.
-        uses: names that stand in it.
+        uses: names that stand in it; `a.b` of an attribute, `a.` of a name that stands without one.
         imports: that stand in it.
         row: which one it is.
     """
@@ -84,17 +85,16 @@ class Module:
     imports: list[Import] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
 
-    def used(self, names: Collection[str], rows: Collection[Row]) -> tuple[list[Part], list[Import]]:
-        """What counts of it for whoever uses these names."""
+    def used(
+        self, names: Collection[str], rows: Collection[Row], uncounted: Collection[str]
+    ) -> tuple[list[Part], set[str]]:
+        """What counts of it for whoever uses these names, and all names that are used then."""
         known, chosen = set(names), set[int]()
-        while True:
-            more = {n for n, part in enumerate(self.parts) if n not in chosen and _counts(part, known, rows)}
-            if not more:
-                break
+        rest = {n: part for n, part in enumerate(self.parts) if part.defines.isdisjoint(uncounted)}
+        while more := {n for n, part in rest.items() if n not in chosen and _counts(part, known, rows)}:
             chosen |= more
             known |= set().union(*(self.parts[n].uses for n in more))
-        imports = [found for found in self.imports if {ALL, found.name} & known or found.name == ALL]
-        return [self.parts[n] for n in sorted(chosen)], imports
+        return [self.parts[n] for n in sorted(chosen)], known
 
 
 def _counts(part: Part, names: Collection[str], rows: Collection[Row]) -> bool:
@@ -118,7 +118,7 @@ class Package:
     Args:
         folder: of the package, whose name it bears.
         tables: of which single rows count.
-        uncounted: modules that are passed over, and with them what only they import.
+        uncounted: definitions, by module and name, that are passed over, and with them what only they use.
     """
 
     def __init__(self, folder: Path, tables: Collection[Table] = (), uncounted: Collection[str] = ()) -> None:
@@ -157,31 +157,42 @@ class Package:
         waiting = [(module, frozenset(names)) for module, names in used.items()]
         while waiting:
             name, names = waiting.pop()
-            if name in self.uncounted or name in without or (name in known and names <= known[name]):
+            if name in without or (name in known and names <= known[name]):
                 continue
             known[name] = known.get(name, set()) | names
             module, path = self.module(name), self.path(name)
             assert path is not None
-            parts, imports = module.used(known[name], rows)
+            skipped = {one.rpartition(".")[2] for one in self.uncounted if one.rpartition(".")[0] == name}
+            parts, used_names = module.used(known[name], rows, skipped)
+            imports = [one for one in module.imports if {ALL, one.name} & used_names or one.name == ALL]
             strings = {string.decode() for part in parts for string in NAME.findall(part.text)}
             files = [path.parent / one for one in sorted(strings) if "." in one and (path.parent / one).is_file()]
             found[name] = Counted(parts, imports, files)
-            waiting += [(one, frozenset({ALL})) for one in strings if self.path(one)]
-            for one in module.imports:
-                waiting += self._imported(one, one in imports)
-            for one in (one for part in parts for one in part.imports):
-                waiting += self._imported(one, True)
+            waiting += [(one, frozenset({ALL})) for one in strings if one.count(".") >= DOTS and self.path(one)]
+            waiting += [needed for one in module.imports for needed in self._imported(one, used_names)]
+            waiting += [
+                needed
+                for part in parts
+                for one in part.imports
+                for needed in self._imported(one, part.uses | {one.name})
+            ]
             if "." in name:  # the package around it is imported first
                 waiting.append((name.rpartition(".")[0], frozenset()))
         return found
 
-    def _imported(self, one: Import, is_used: bool) -> Iterator[tuple[str, frozenset[str]]]:
-        """The module that is imported, and which name of it is used."""
+    def _imported(self, one: Import, names: Collection[str]) -> Iterator[tuple[str, frozenset[str]]]:
+        """The module that is imported, and what of it is used where these names are."""
+        is_used = bool({ALL, one.name} & set(names)) or one.name == ALL
         inner = f"{one.module}.{one.taken}"
-        if one.taken != ALL and self.path(inner):
-            yield inner, frozenset({ALL} if is_used else ())
-        elif self.path(one.module):
-            yield one.module, frozenset({one.taken} if is_used else ())
+        module = inner if one.taken != ALL and self.path(inner) else one.module
+        if not self.path(module):
+            return
+        if module == one.module and one.taken != ALL:  # a definition in it
+            yield module, frozenset({one.taken} if is_used and inner not in self.uncounted else ())
+        elif ALL in names or f"{one.name}." in names or ("." in one.module and one.taken == ALL):
+            yield module, frozenset({ALL} if is_used else ())
+        else:
+            yield module, frozenset(name.partition(".")[2] for name in names if name.startswith(f"{one.name}."))
 
     def _path(self, name: str) -> Path | None:
         """The file of a module; None if it is not one of this package."""
@@ -288,9 +299,10 @@ def _defined(node: ast.stmt) -> set[str]:
         names = {node.name}
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if not all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
+        parts = [part for target in targets for part in ast.walk(target)]
+        if any(isinstance(part, ast.Attribute | ast.Subscript) for part in parts):
             return set()
-        names = _names(targets)
+        names = {part.id for part in parts if isinstance(part, ast.Name)}
     else:
         return set()
     return set() if any(name.startswith("__") for name in names) else names
@@ -304,11 +316,14 @@ def _of_row(value: ast.expr, resolved: Collection[str]) -> list[ast.expr | ast.k
 
 
 def _names(nodes: Iterable[ast.AST], without: ast.AST | None = None) -> set[str]:
-    """The names that stand in these parts of a tree."""
+    """The names that stand in these parts of a tree, as `Part.uses` has them."""
     found, waiting = set[str](), list(nodes)
     while waiting:
         node = waiting.pop()
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found |= {node.value.id, f"{node.value.id}.{node.attr}"}
+            continue
         if isinstance(node, ast.Name):
-            found.add(node.id)
+            found |= {node.id, f"{node.id}."}
         waiting += [child for child in ast.iter_child_nodes(node) if child is not without]
     return found

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import atelier
 from atelier.closure import ALL, Package, Row, Table
-from atelier.config import Params
+from atelier.config import Params, Run, Section
 from atelier.config.catalogue import DatasetInfo
 from atelier.files import write_json
 from atelier.models import module_name
+from atelier.models.recipe import Recipe
 
 PLAN = "plan.json"
 
@@ -103,7 +104,8 @@ TABLES = (
 # keys of a recipe that name rows
 CHOICES = {"loss": "ADVERSARIAL_LOSSES", "augment": "AUGMENTATIONS", "likelihood": "LIKELIHOODS"}
 # what these make of params.yaml is in the plan itself
-UNCOUNTED = ("atelier.config", "atelier.config.reading", "atelier.models.recipe")
+READERS: list[type] = [Run, *Section.__subclasses__(), Recipe, *Recipe.__subclasses__()]
+UNCOUNTED = frozenset(f"{reader.__module__}.{reader.__name__}" for reader in READERS)
 METHODS = {"gan": "atelier.training.gan", "vae": "atelier.training.vae"}
 
 

@@ -156,7 +156,7 @@ def test_a_parameter_makes_those_stages_stale_that_read_it(
 @pytest.mark.parametrize(
     ("file", "old", "new", "stages"),
     [
-        ("registry/register.py", "WEIGHTS_TAG =", "# a comment\nWEIGHTS_TAG =", []),
+        ("registry/lineage.py", "WEIGHTS_TAG =", "# a comment\nWEIGHTS_TAG =", []),
         ("evaluation/report.html.j2", "<body>", "<body >", ["compare"]),
         ("models/mine.py", "", "def generator():\n    pass\n", []),
     ],
