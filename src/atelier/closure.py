@@ -240,15 +240,17 @@ class _Reader:
 
     def _parts(self, node: ast.stmt, defines: frozenset[str]) -> Iterator[Part]:
         table = self.tables.get(next(iter(defines), ""))
-        literal = getattr(node, "value", None) if table else None
+        value = getattr(node, "value", None)
+        literal = value if table and isinstance(value, ast.Dict) else None
         first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
         lines = first, node.end_lineno or first
         inner = list(_statements(node))
         cut = [self._span(one) for one in [*filter(_is_idle, inner), *([literal] if literal else [])]]
         imports = tuple(one for each in inner for one in self._imports(each))
         text = self._text((self.starts[first - 1], self._span(node)[1]), cut)
-        yield Part(text, lines, defines, frozenset(_names([node], without=literal)), imports)
-        if table is not None and isinstance(literal, ast.Dict):
+        uses = _names(child for child in ast.iter_child_nodes(node) if child is not literal)
+        yield Part(text, lines, defines, frozenset(uses), imports)
+        if table and literal:
             for key, value in zip(literal.keys, literal.values, strict=True):
                 counted = _of_row(value, table.resolved)
                 text = b"\n".join(self._text(self._span(one), []) for one in [key, *counted] if one)
@@ -315,15 +317,14 @@ def _of_row(value: ast.expr, resolved: Collection[str]) -> list[ast.expr | ast.k
     return [value.func, *value.args, *(keyword for keyword in value.keywords if keyword.arg not in resolved)]
 
 
-def _names(nodes: Iterable[ast.AST], without: ast.AST | None = None) -> set[str]:
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
     """The names that stand in these parts of a tree, as `Part.uses` has them."""
-    found, waiting = set[str](), list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found |= {node.value.id, f"{node.value.id}.{node.attr}"}
-            continue
-        if isinstance(node, ast.Name):
-            found |= {node.id, f"{node.id}."}
-        waiting += [child for child in ast.iter_child_nodes(node) if child is not without]
+    found, bases = set[str](), set[ast.AST]()
+    for tree in nodes:
+        for node in ast.walk(tree):  # an attribute comes before the name that it is of
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                bases.add(node.value)
+                found |= {node.value.id, f"{node.value.id}.{node.attr}"}
+            elif isinstance(node, ast.Name) and node not in bases:
+                found |= {node.id, f"{node.id}."}
     return found
