@@ -320,4 +320,4 @@ def test_what_is_no_path_is_one_line(tmp_path: Path, where: str) -> None:
     with pytest.raises((InputError, OSError)) as caught:
         ingest("own", params, tmp_path, str)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "data/raw/own").exists()
