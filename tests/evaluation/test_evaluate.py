@@ -23,7 +23,7 @@ from atelier.evaluation.metrics import HIGH, METRICS, Metric, why_not_comparable
 from atelier.evaluation.reference import reference
 from atelier.files import digest, folder_digest, read_json, write_json
 from atelier.pictures import SHEETS, load_sheets, tile
-from atelier.registry.gates import judge
+from atelier.registry.gates import Judged, judge
 
 BOTH = {
     *("fd_classifier", "fd_infinity_classifier", "kid_classifier", "class_fd_classifier", "label_agreement"),
@@ -105,7 +105,8 @@ def test_a_metric_of_ones_own_is_a_function_and_a_row(trained: Path, monkeypatch
     report = read_report(trained, "mnist-cgan")
     assert report.metrics["sharpness"].mean != report.metrics["floor_sharpness"].mean > 0
     assert why_not_comparable(report, report, "sharpness") is None
-    (gate,) = judge(report, report, Promote(better=["sharpness"]))
+    judged = Judged(report.metrics, report)
+    (gate,) = judge(judged, judged, Promote(better=["sharpness"]))
     assert gate.rule.startswith("better than ")
 
 

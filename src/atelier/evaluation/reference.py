@@ -122,7 +122,7 @@ def load_reference(root: Path, dataset: str, names: list[str]) -> Reference:
             extractor = load_published(name, folder / f"{name}.pth")
         try:
             reals.append(_real(extractor, load_tensors(statistics), found))
-        except (KeyError, RuntimeError, ValueError):  # LinAlgError is a RuntimeError
+        except (KeyError, RuntimeError, TypeError, ValueError):  # LinAlgError is a RuntimeError
             raise AtelierError(f"{statistics}: not the statistics of '{name}'; run '{make}' again") from None
     return Reference(reals, record)
 
