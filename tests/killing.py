@@ -1,4 +1,4 @@
-"""Processes that get a signal at a chosen event: before the N-th time that they open, rename, make or remove a file.
+"""Signals at a chosen event: right before the N-th time that a process opens, renames, makes or removes a file.
 
 Imported without anything of ours, so that it can stand in the `sitecustomize` of any Python process.
 """
@@ -14,13 +14,14 @@ from typing import Any
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "fcntl.lockf"}
 
 
-def kill_at(number: int, signal_number: int, below: str) -> Callable[[], int]:
-    """From now on, send this process a signal right before its event `number`, counted from 1.
+def kill_at(number: int, signal_number: int, below: str, victim: int = 0) -> Callable[[], int]:
+    """Send a signal right before event `number` of this process, counted from now on and from 1.
 
     Args:
         number: of the event; later ones do nothing more. 0: only count.
         signal_number: of the signal.
         below: a file is only counted as opened if it lies below this folder.
+        victim: the process that gets it; this one if 0.
 
     Returns:
         What tells how many events there were.
@@ -32,7 +33,7 @@ def kill_at(number: int, signal_number: int, below: str) -> Callable[[], int]:
         if event in CHANGES or (event == "open" and below in str(arguments[0])):
             count += 1
             if count == number:
-                os.kill(os.getpid(), signal_number)
+                os.kill(victim or os.getpid(), signal_number)
 
     sys.addaudithook(look)
     return lambda: count

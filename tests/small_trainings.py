@@ -7,6 +7,8 @@ import os
 import socket
 import sys
 import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from ruamel.yaml import YAML
 from atelier.config.records import DataCard, SplitCard
 from atelier.data.arrays import SplitWriter
 from atelier.journal import read_journal
+from killing import kill_at
 
 HANG_SECONDS = 180
 PARAMS: dict[str, Any] = {
@@ -70,14 +73,39 @@ def write_card(folder: Path, splits: dict[Literal["train", "test"], SplitCard]) 
     ).write(folder / "card.json")
 
 
+@dataclass(frozen=True)
+class Kill:
+    """A signal to a rank, at an event of the first one, counted from 1: see `killing`."""
+
+    event: int
+    signal: int
+    rank: int = 0
+
+
 class Training:
     """A running `atelier train RUN`: a process a rank, each a real one that can be killed.
 
     They are forked from a process that has imported everything: a training of a second needs no ten to start.
+
+    Args:
+        root: the workspace.
+        run: to train.
+        options: of the command.
+        ranks: how many.
+        log: the ending of the file, beside `root`, that holds what they say.
+        kill: at which event of the first rank which rank gets which signal.
+        environment: variables of all ranks.
     """
 
     def __init__(
-        self, root: Path, run: str, *options: str, ranks: int = 1, log: str = "log", **environment: str
+        self,
+        root: Path,
+        run: str,
+        *options: str,
+        ranks: int = 1,
+        log: str = "log",
+        kill: Kill | None = None,
+        **environment: str,
     ) -> None:
         self.root, self.run = root, run
         variables = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
@@ -87,15 +115,14 @@ class Training:
         if ranks > 1:
             variables |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         arguments = ["train", run, "--root", str(root), *options]
-        self.ranks = [
-            PRELOADED.Process(
-                target=atelier,
-                args=(arguments, variables | ({"RANK": str(rank), "LOCAL_RANK": "0"} if ranks > 1 else {}), self.log),
-            )
-            for rank in range(ranks)
-        ]
-        for rank in self.ranks:
-            rank.start()
+        self.ranks = list[BaseProcess]()
+        for rank in reversed(range(ranks)):  # the first one last: it is told the process of its victim
+            own = {"RANK": str(rank), "LOCAL_RANK": "0"} if ranks > 1 else {}
+            at: tuple[int, int, str, int] | None = None
+            if kill and rank == 0:
+                at = kill.event, kill.signal, str(root), self.ranks[kill.rank - 1].pid or 0 if kill.rank else 0
+            self.ranks.insert(0, PRELOADED.Process(target=atelier, args=(arguments, variables | own, self.log, at)))
+            self.ranks[0].start()
 
     def wait_for_checkpoint(self, beyond: int) -> None:
         """Wait until there is a checkpoint of more than `beyond` images."""
@@ -121,7 +148,9 @@ PRELOADED.set_forkserver_preload(
 )
 
 
-def atelier(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def atelier(
+    arguments: list[str], environment: dict[str, str], log: Path, kill: tuple[int, int, str, int] | None = None
+) -> None:
     """What the command does, in a forked process: its environment, its output, its exit code."""
     import torch
 
@@ -133,6 +162,8 @@ def atelier(arguments: list[str], environment: dict[str, str], log: Path) -> Non
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    if kill:
+        kill_at(*kill)
     sys.argv = ["atelier", *arguments]
     sys.exit(main())
 

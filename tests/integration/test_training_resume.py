@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from atelier.files import folder_digest
 from atelier.training import checkpoints
-from small_trainings import Training, figures_in_journal, figures_in_mlflow, make_workspace, newest_checkpoint
+from small_trainings import Kill, Training, figures_in_journal, figures_in_mlflow, make_workspace, newest_checkpoint
 
 pytestmark = pytest.mark.processes
 KILLS = int(os.environ.get("ATELIER_TEST_KILLS", "2"))  # a training; every other by SIGTERM
 IMAGES_BETWEEN_KILLS = 1500
-CHECKPOINT_SECONDS = 0.05
+EVENTS = 150, 250  # of these images, with a checkpoint after each step
 
 
 @pytest.mark.parametrize(("run", "ranks"), [("gan", 1), ("vae", 1), ("gan", 2), ("vae", 2)])
@@ -30,21 +29,18 @@ def test_killed_training_ends_like_an_uninterrupted_one(run: str, ranks: int, tm
     plain, killed = make_workspace(tmp_path / "plain"), tmp_path / "killed"
     shutil.copytree(plain, killed)
     images = IMAGES_BETWEEN_KILLS * (KILLS + 1)
-    options = (f"--set=runs.{run}.kimg={images / 1000}", f"--set=train.checkpoint_seconds={CHECKPOINT_SECONDS}")
+    options = (f"--set=runs.{run}.kimg={images / 1000}", "--set=train.checkpoint_seconds=1e-9")
     expected = last_checkpoint(plain, run, ranks, options)
 
     chance = random.Random(f"{run} {ranks}")
     for kill in range(KILLS):
-        training = Training(killed, run, *options, ranks=ranks)
-        training.wait_for_checkpoint(chance.randrange(kill * IMAGES_BETWEEN_KILLS, (kill + 1) * IMAGES_BETWEEN_KILLS))
-        time.sleep(chance.uniform(0, CHECKPOINT_SECONDS))
-        victim = chance.choice(training.ranks)
-        if kill % 2:
-            victim.terminate()  # one is told, all stop
+        event, victim = chance.randrange(*EVENTS), chance.randrange(ranks)
+        number = signal.SIGTERM if kill % 2 else signal.SIGKILL
+        training = Training(killed, run, *options, ranks=ranks, kill=Kill(event, number, victim))
+        if number == signal.SIGTERM:  # one is told, all stop
             assert training.finish([143] * ranks).count("SIGTERM: checkpoint saved") == 1
         else:
-            victim.kill()
-            training.finish([-signal.SIGKILL if rank is victim else 1 for rank in training.ranks])
+            training.finish([-signal.SIGKILL if rank == victim else 1 for rank in range(ranks)])
 
     found = last_checkpoint(killed, run, ranks, options)
     assert found.keys() == expected.keys()
