@@ -124,12 +124,13 @@ def test_a_commit_that_is_not_here_is_named(project: Project, commit: str, messa
     assert message in last
 
 
-def test_recorded_parameters_are_taken_by_the_reader_of_params(tmp_path: Path) -> None:
-    text = """
+@pytest.mark.parametrize("classes", ["", ", classes: [a, b]"])
+def test_recorded_parameters_are_taken_by_the_reader_of_params(tmp_path: Path, classes: str) -> None:
+    text = f"""
 datasets: [own]
-runs: {one: {dataset: own, model: cgan}}
-ingest: {paths: {own: .}}
-prepare: {sets: {own: {side: 32, channels: 3}}}
+runs: {{one: {{dataset: own, model: cgan}}}}
+ingest: {{paths: {{own: .}}}}
+prepare: {{sets: {{own: {{side: 32, channels: 3{classes}}}}}}}
 """
     (tmp_path / "params.yaml").write_text(text)
     params = load_params(tmp_path / "params.yaml")
@@ -143,7 +144,7 @@ prepare: {sets: {own: {side: 32, channels: 3}}}
     recorded = RecordedParams.parse(json.dumps(tag), "its tag", "register it again")
     with (tmp_path / "again.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump(
-            {"datasets": ["own"], "ingest": {"paths": {"own": "."}}} | recorded.sections(), file
+            {"datasets": ["own"], "ingest": {"paths": {"own": "."}}} | recorded.sections(bool(classes)), file
         )
     again = load_params(tmp_path / "again.yaml")
     assert (again.run("one"), again.prepare, again.train) == (one, params.prepare, params.train)

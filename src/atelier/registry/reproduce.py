@@ -33,10 +33,14 @@ class RecordedParams(Record):
     train: dict[str, Any]
     prepare: dict[str, Any]
 
-    def sections(self) -> dict[str, Any]:
-        """As `params.yaml` takes them: without keys that have no value, or no effect."""
+    def sections(self, conditional: bool) -> dict[str, Any]:
+        """As `params.yaml` takes them: without keys that have no value, or no effect in the recorded training."""
         runs = {
-            name: {key: value for key, value in run.items() if run.get(TUNES.get(key, "")) != "none"}
+            name: {
+                key: value
+                for key, value in run.items()
+                if run.get(TUNES.get(key, "")) != "none" and (key != "labels" or conditional or value is False)
+            }
             for name, run in self.runs.items()
         }
         sets = {
@@ -72,7 +76,7 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
     with tempfile.TemporaryDirectory(prefix="atelier-reproduce-") as folder:
         clone = Path(folder) / "clone"
         _clone(root, tags[COMMIT_TAG], clone)
-        _write_params(clone / "params.yaml", recorded.dataset, params.sections())
+        _write_params(clone / "params.yaml", recorded.dataset, params.sections(bool(recorded.class_names)))
         _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
         say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
         _atelier(clone, recorded, say, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
