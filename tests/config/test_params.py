@@ -68,6 +68,10 @@ def test_exponents_without_a_dot_are_numbers_as_in_dvc() -> None:
         ),
         ("runs.new={dataset: mnist, model: vanilla, labels: true}", "runs.new.labels: model 'vanilla' has no labels"),
         ("runs.new={dataset: mnist, model: vanilla, lr_hold: 0.5}", "runs.new.lr_hold: has no effect while lr_decay"),
+        (
+            "runs.new={dataset: mnist, model: dense, ema_rampup: 0.1}",
+            "ema_rampup: has no effect while ema_half_life_kimg is 0",
+        ),
         ("runs.new={dataset: mnist, model: dense, penalty_weight: 5}", "runs.new.penalty_weight: has no effect while"),
         ("runs.new={dataset: mnist, model: cgan, pack: 2}", "runs.new.pack: images of different labels"),
         ("runs.new={dataset: mnist, model: dense, batch: 8, pack: 8}", "runs.new.pack: batch 8 is one pack"),

@@ -15,8 +15,14 @@ from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, Model
 from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
 
-# keys of a recipe without effect while that other key is "none"
-TUNES = {"lr_hold": "lr_decay", "penalty_weight": "penalty", "penalty_every": "penalty"}
+# keys of a recipe without effect while that other key is off
+TUNES = {
+    "lr_hold": "lr_decay",
+    "penalty_weight": "penalty",
+    "penalty_every": "penalty",
+    "ema_rampup": "ema_half_life_kimg",
+}
+OFF = ("none", 0)
 CLASSIFIER, LITE0, INCEPTION = EXTRACTORS = ("classifier", "lite0", "inception")
 AUTO = "auto"  # the classifier where the data set has labels, lite0 where it has none
 
@@ -245,8 +251,10 @@ def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings
     recipe = convert(model.recipe.model_dump() | changes, type(model.recipe), file, "runs", name)
     run = Run(name, chosen.dataset, info, chosen.model, recipe)
     for key, switch in TUNES.items():
-        if key in changes and getattr(recipe, switch) == "none":
-            raise InputError(f"{where}.{key}: has no effect while {switch} is none; set that too, or leave it out")
+        if key in changes and (off := getattr(recipe, switch, None)) in OFF:
+            raise InputError(
+                f"{where}.{key}: has no effect while {switch} is {off or 0}; set that too, or leave it out"
+            )
     if info.side % model.side_multiple:
         raise InputError(
             f"{where}: model '{chosen.model}' needs an image side that is a multiple of {model.side_multiple}; "

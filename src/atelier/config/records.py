@@ -173,6 +173,8 @@ class ModelConfig(Record):
             return recipe
         if "model" not in info.data:
             raise ValueError("is of no model")
+        if isinstance(recipe, dict):
+            recipe = {"ema_rampup": 0.0} | recipe  # there was none when older models were trained
         return type(MODELS[info.data["model"]].recipe).model_validate(recipe)
 
     @property

@@ -55,6 +55,7 @@ class Recipe(Entry):
     compile: bool = False  # torch.compile: half a minute at the start; pays on a GPU, in long trainings
     epsilon: Positive = 1e-8  # of Adam and RMSprop; Keras has 1e-7
     ema_half_life_kimg: NotNegative = 0.0  # 0: the last weights are the result
+    ema_rampup: NotNegative = 0.05  # the half-life is at most this share of what was seen; 0: from the start as it is
     lr_decay: Literal["none", "linear", "cosine"] = "none"  # how the learning rates fall over `kimg`
     lr_hold: Share = 0.0  # share of `kimg` before `lr_decay` begins
 

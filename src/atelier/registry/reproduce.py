@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ruamel.yaml import YAML
 
-from atelier.config import TUNES
+from atelier.config import OFF, TUNES
 from atelier.config.records import ModelConfig, Record, differences
 from atelier.data.arrays import dvc_md5, prepared_folder
 from atelier.errors import AtelierError, InputError
@@ -39,7 +39,7 @@ class RecordedParams(Record):
             name: {
                 key: value
                 for key, value in run.items()
-                if run.get(TUNES.get(key, "")) != "none" and (key != "labels" or conditional or value is False)
+                if run.get(TUNES.get(key, "")) not in OFF and (key != "labels" or conditional or value is False)
             }
             for name, run in self.runs.items()
         }

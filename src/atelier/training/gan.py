@@ -18,7 +18,7 @@ from atelier.models.recipe import GanRecipe, Recipe
 from atelier.ranks import Noise, Ranks
 from atelier.training.augmentation import augment, mirror
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
-from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor
+from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor, weight_of_new
 
 # "gated": the loss above which each step is made, in their order, as in the code that `refine` was taken from
 GATES = {"fake": 0.6, "generator": 0.5, "real": 0.45}
@@ -46,7 +46,7 @@ class Gan:
         self.autocast = Autocast(recipe.precision, device)
         self.generator = networks["generator"].to(device).to(memory_format=torch.channels_last)
         self.discriminator = networks["discriminator"].to(device).to(memory_format=torch.channels_last)
-        self.ema = Average(self.generator, recipe.ema_half_life_kimg, recipe.batch)
+        self.ema = Average(self.generator, recipe.ema_half_life_kimg)
         betas, epsilon = (recipe.beta1, recipe.beta2), recipe.epsilon
         capturable = device.type == "cuda"  # its counter of steps on the device
         self.generator_optimizer = torch.optim.Adam(
@@ -198,17 +198,17 @@ class Gan:
                 "twice; train on one, or take a model whose discriminator has none"
             )
 
-    def schedule(self, kimg: float) -> tuple[float, float]:
-        """The learning rates of the generator and of the discriminator in force after `kimg`."""
-        factor = learning_rate_factor(self.recipe, kimg)
-        return self.recipe.generator_lr * factor, self.recipe.discriminator_lr * factor
+    def schedule(self, kimg: float) -> tuple[float, float, float]:
+        """The learning rates of generator and discriminator and the average's weight in force after `kimg`."""
+        factor, weight = learning_rate_factor(self.recipe, kimg), weight_of_new(self.recipe, kimg)
+        return self.recipe.generator_lr * factor, self.recipe.discriminator_lr * factor, weight
 
     def set_progress(self, kimg: float, numbers: Sequence[Number] | None = None) -> None:
-        """Count steps, and set the learning rates."""
+        """Count steps, and set the learning rates and the weight."""
         self.steps = round(kimg * 1000 / self.recipe.batch)
-        optimizers = (self.generator_optimizer, self.discriminator_optimizer)
-        for optimizer, rate in zip(optimizers, numbers or self.schedule(kimg), strict=True):
-            optimizer.param_groups[0]["lr"] = rate
+        of_generator, of_discriminator, self.ema.weight_of_new = numbers or self.schedule(kimg)
+        self.generator_optimizer.param_groups[0]["lr"] = of_generator
+        self.discriminator_optimizer.param_groups[0]["lr"] = of_discriminator
 
     def kind(self) -> tuple[bool, bool]:
         """Whether it is the generator's turn, and whether a penalty is due."""

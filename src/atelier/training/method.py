@@ -11,12 +11,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from atelier.models.recipe import Recipe
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 Number = float | Tensor
+POWER_ITERATIONS = 15  # as many as torch begins with
 
 
 class Method(Protocol):
@@ -26,7 +30,7 @@ class Method(Protocol):
         """Learn from one batch; returns figures as scalar tensors, not read back to the host."""
 
     def schedule(self, kimg: float) -> tuple[float, ...]:
-        """The numbers in force after `kimg` that change as training goes on: learning rates, weights of losses."""
+        """The numbers in force after `kimg` that change as training goes on: learning rates, weights."""
 
     def set_progress(self, kimg: float, numbers: Sequence[Number] | None = None) -> None:
         """Tell how far training is.
@@ -85,39 +89,75 @@ def has_bf16(device: torch.device) -> bool:
 
 
 class Average(nn.Module):
-    """Exponential moving average of a network's parameters and buffers; with half-life 0, the network as it is.
+    """Exponential moving average of a network; with half-life 0, the network as it is.
 
-    torch's `AveragedModel` does the same, but reads a counter back from the device at every step.
+    Parameters are averaged, and the running statistics of normalisations, which belong to them. Other buffers are
+    copied, as by StyleGAN and EDM: an average of vectors of unit length has another length. Those of spectral
+    normalisation are then turned to the averaged weights, by further power iterations.
     """
 
-    def __init__(self, network: nn.Module, half_life_kimg: float, batch: int) -> None:
+    def __init__(self, network: nn.Module, half_life_kimg: float) -> None:
         super().__init__()
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
-        self.weight_of_new = 1 - 0.5 ** (batch / 1000 / half_life_kimg) if half_life_kimg else 1.0
-        self._network = [network]  # in a list, so that it does not become a part of this module
-        self._floating, self._counts = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
-        for pair in zip(_tensors(self.average), _tensors(network), strict=True):
-            (self._floating if pair[0].is_floating_point() else self._counts).append(pair)
+        self.is_kept = half_life_kimg > 0
+        self.weight_of_new: Number = 1.0  # in the next update; see `weight_of_new`
+        self._averaged, self._copied = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
+        for mine, its in zip(self.average.modules(), network.modules(), strict=True):
+            for (name, tensor), (_, value) in zip(_tensors_of(mine), _tensors_of(its), strict=True):
+                is_averaged = isinstance(tensor, nn.Parameter) or (isinstance(mine, _NormBase) and "running" in name)
+                pairs = self._averaged if self.is_kept and is_averaged else self._copied
+                pairs.append((tensor.detach(), value.detach()))
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the network's weights in, once a step."""
-        if self.weight_of_new < 1:
-            averages, values = zip(*self._floating, strict=True)
+        if not self.is_kept:
+            return
+        averages, values = map(list, zip(*self._averaged, strict=True))
+        if isinstance(self.weight_of_new, Tensor):  # on the device; `_foreach_lerp_` would read it back
+            changes = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(changes, self.weight_of_new)
+            torch._foreach_add_(averages, changes)
+        else:
             torch._foreach_lerp_(averages, values, self.weight_of_new)
 
     @property
     def network(self) -> nn.Module:
         """The averaged network, in evaluation mode."""
         with torch.no_grad():
-            for average, value in self._counts if self.weight_of_new < 1 else self._floating + self._counts:
+            for average, value in self._copied:
                 average.copy_(value)
+            if self.is_kept:
+                for module in self.average.modules():
+                    if isinstance(module, ParametrizationList):
+                        _renew_norms(module)
         return self.average
 
 
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, without their history."""
-    return (tensor.detach() for tensor in itertools.chain(network.parameters(), network.buffers()))
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters and buffers."""
+    return itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+
+
+def _renew_norms(parametrizations: ParametrizationList) -> None:
+    for parametrization in parametrizations:
+        if isinstance(parametrization, _SpectralNorm):
+            parametrization.train()  # each pass iterates once
+            for _ in range(POWER_ITERATIONS):
+                parametrization(parametrizations.original)
+            parametrization.eval()
+
+
+def weight_of_new(recipe: Recipe, kimg: float) -> float:
+    """The share that the weights after the step from `kimg` on have in their average.
+
+    The half-life is no longer than `ema_rampup` of what was seen (Karras et al., "Analyzing and improving the image
+    quality of StyleGAN", 2020, whose code does so; EDM, 2022): a short training is not judged by its beginning.
+    """
+    half_life = recipe.ema_half_life_kimg
+    if recipe.ema_rampup:
+        half_life = min(half_life, kimg * recipe.ema_rampup)
+    return 1 - 0.5 ** (recipe.batch / 1000 / half_life) if half_life else 1.0
 
 
 def learning_rate_factor(recipe: Recipe, kimg: float) -> float:

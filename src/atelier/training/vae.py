@@ -15,7 +15,7 @@ from atelier.models.prior import Decoding
 from atelier.models.recipe import Recipe, VaeRecipe
 from atelier.ranks import Noise, Ranks
 from atelier.training.augmentation import mirror
-from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor
+from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor, weight_of_new
 
 
 class Vae:
@@ -29,7 +29,7 @@ class Vae:
         self.likelihood = build_likelihood(recipe)
         networks = networks | {"likelihood": self.likelihood}
         self.networks = nn.ModuleDict(networks).to(device).to(memory_format=torch.channels_last)
-        self.ema = Average(self.networks, recipe.ema_half_life_kimg, recipe.batch)
+        self.ema = Average(self.networks, recipe.ema_half_life_kimg)
         self.prior = build_prior(recipe, classes).to(device)
         self.optimizer = torch.optim.Adam(
             self.networks.parameters(), recipe.lr, eps=recipe.epsilon, fused=True, capturable=device.type == "cuda"
@@ -66,15 +66,15 @@ class Vae:
     def _binarised(self, images: Tensor) -> Tensor:
         return (images > 0.5).float() if self.recipe.binarise else images
 
-    def schedule(self, kimg: float) -> tuple[float, float]:
-        """The learning rate and the weight of the divergence in force after `kimg`."""
+    def schedule(self, kimg: float) -> tuple[float, float, float]:
+        """The learning rate and the weights of the divergence and of the average in force after `kimg`."""
         warmup = self.recipe.beta_warmup_kimg
         beta = self.recipe.beta * (min(kimg / warmup, 1.0) if warmup else 1.0)
-        return self.recipe.lr * learning_rate_factor(self.recipe, kimg), beta
+        return self.recipe.lr * learning_rate_factor(self.recipe, kimg), beta, weight_of_new(self.recipe, kimg)
 
     def set_progress(self, kimg: float, numbers: Sequence[Number] | None = None) -> None:
-        """Set the learning rate and the weight of the divergence."""
-        self.optimizer.param_groups[0]["lr"], self.beta = numbers or self.schedule(kimg)
+        """Set the learning rate and the weights."""
+        self.optimizer.param_groups[0]["lr"], self.beta, self.ema.weight_of_new = numbers or self.schedule(kimg)
 
     def kind(self) -> Hashable:
         """All steps are alike."""
