@@ -32,6 +32,8 @@ class Entry(Checked):
             super().__init__(**values)
         except ValidationError as error:
             caller, problem = sys._getframe(1), error.errors(include_url=False)[0]
+            if caller.f_globals["__name__"].startswith("pydantic"):  # whoever reads a file says what is wrong in it
+                raise
             place = f"{caller.f_code.co_filename}:{caller.f_lineno}: {type(self).__name__}"
             raise AtelierError(f"{place}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; mend it") from None
 
