@@ -33,12 +33,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as training does,
 
 import numpy as np
 import torch
-from atelier.evaluation.classifier import ClassifierNetwork, as_input, train_classifier
 from training_resources import workspace
 
 from atelier.config import Train
 from atelier.data.arrays import PreparedSplit
 from atelier.evaluation.distances import DistanceTo, MomentsAccumulator
+from atelier.evaluation.extractors import ClassifierNetwork, as_input, train_classifier
 from atelier.files import digest, folder_digest
 from atelier.journal import read_journal
 from atelier.models import MODELS, ImageShape, build_networks
