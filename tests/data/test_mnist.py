@@ -75,7 +75,7 @@ def test_a_wrong_folder_is_refused_by_name_and_nothing_is_written(
     with pytest.raises(error, match=message) as caught:
         ingest("mnist", params_with(folder), tmp_path, quiet)
     assert str(folder) in str(caught.value)
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "data" / "raw" / "mnist").exists()
 
 
 @pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"x" * 100, mtime=0)[:-10]])

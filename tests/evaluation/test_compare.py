@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from atelier.config import load_params
-from atelier.config.records import Conditions, Estimate, Report
+from atelier.config.records import Conditions, Estimate, Registration, Report, VersionRecord
 from atelier.errors import AtelierError
 from atelier.evaluation.compare import compare, curves_svg
 from atelier.evaluation.metrics import METRICS
 from atelier.evaluation.narrative import narrative, speed, with_deviation
-from atelier.files import digest, read_json, write_json
+from atelier.files import digest, folder_digest, read_json, write_json
 from atelier.journal import record_folder
 
 # what a person would see: nothing cut off sideways, every picture there, nothing asked of the network
@@ -41,10 +41,14 @@ RUNS = ("mnist-cgan", "mnist-cvae")
 @pytest.fixture
 def compared(trained: Path) -> Path:
     for run in RUNS:
-        registered = {"name": run, "weights_sha256": digest(trained / f"models/{run}/sampler.safetensors")}
-        write_json(trained / f"registry/{run}.json", registered)
-        record = record_folder(trained, run, registered["weights_sha256"])
-        write_json(record / "version.json", registered | {"uri": f"models:/{run}/1"})
+        registered = Registration(
+            name=run,
+            weights_sha256=digest(trained / f"models/{run}/sampler.safetensors"),
+            report_sha256=folder_digest(trained / "reports" / run),
+        )
+        registered.write(trained / f"registry/{run}.json")
+        version = VersionRecord(**registered.model_dump(), version=1, uri=f"models:/{run}/1", run_id="0")
+        version.write(record_folder(trained, run, registered.weights_sha256) / "version.json")
     compare(load_params(trained / "params.yaml"), trained, lambda line: None)
     return trained / "reports/index.html"
 

@@ -131,7 +131,7 @@ def test_a_store_that_fails_at_any_step_leaves_nothing_half_made(
             patch.setattr(f"mlflow.MlflowClient.{step}", refuse)
             with pytest.raises(AtelierError, match=r"^MLflow at sqlite:[^\n]*: connection refused$"):
                 register("mnist-cvae", params, root, print)
-        assert not (root / "registry").exists()
+        assert not (root / "registry" / "mnist-cvae.json").exists()
         for version in versions(root, "mnist-cvae"):
             assert step == "set_terminated"  # all of it was there by then
             assert version.tags[module.REPORT_TAG]
