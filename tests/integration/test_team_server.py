@@ -110,7 +110,7 @@ def test_from_training_to_promotion_and_back(trained: Path, tmp_path: Path) -> N
     sample(f"models:/{NAME}@champion", 10, 0, None, tmp_path / "digits.png", trained)
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     compare(params, trained, print)
-    assert f"models:/{NAME}/3" in (trained / "reports" / "index.html").read_text()
+    assert f"models:/{NAME}/3" in (trained / "reports" / "local.js").read_text()
 
 
 def test_sixteen_clients_at_once_make_one_champion(
