@@ -16,6 +16,7 @@ import pytest
 from kubernetes import client
 from kubernetes_api import KubernetesApi, kubernetes_api
 
+from atelier.components import launcher
 from atelier.components.launcher import (
     Job,
     Launcher,
@@ -26,7 +27,6 @@ from atelier.components.launcher import (
 )
 from atelier.errors import AtelierError, InputError
 from atelier.files import write_json
-from atelier.pipelines import launcher
 
 NAME = job_name("run-1", "train-mnist-cgan")
 JOB = Job(
@@ -47,7 +47,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from kubernetes import client
-from atelier.pipelines import launcher
+from atelier.components import launcher
 from test_launcher import JOB
 launcher.FIRST_WAIT_SECONDS = 0.05
 api = client.ApiClient(client.Configuration(host=sys.argv[1]))

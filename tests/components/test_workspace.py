@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from atelier.components import workspace
 from atelier.components.workspace import TRIES, clear_workspaces, run_command, run_node
 from atelier.errors import LOST_RANK
 from atelier.files import read_json
-from atelier.pipelines import workspace
 
 pytestmark = pytest.mark.processes
 

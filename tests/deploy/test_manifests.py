@@ -63,7 +63,8 @@ def test_the_rights_are_what_the_launcher_calls(built: dict[str, list[Any]]) -> 
 
 
 def test_names_are_those_the_pipeline_uses(built: dict[str, list[Any]]) -> None:
-    from atelier.pipelines import launcher, training
+    from atelier.components import launcher
+    from atelier.pipelines import training
 
     objects = built["laptop"]
     runtime = named(objects, "TrainingRuntime", launcher.RUNTIME)
