@@ -4,12 +4,14 @@ where a `dvc repro` is at hand, in integration/test_pipeline.py.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from registries import report
 
 from atelier.config import load_params
 from atelier.files import read_json
@@ -55,8 +57,9 @@ for place in places[stage]:
         write_json(target, content)
         continue
     write_json(target / "made.json", content)
-    for page in ("card.json", "contact-sheet.png", "grid.png", "training.gif", "metrics.json"):
+    for page in ("card.json", "contact-sheet.png", "grid.png", "training.gif"):
         write_json(target / page, {})
+    write_json(target / "metrics.json", REPORT)
 """
 
 
@@ -66,7 +69,8 @@ def test_each_stage_finds_what_is_of_its_own_data_set_and_run(
     stub = tmp_path / "stub" / "atelier"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("import pkgutil\n__path__ = pkgutil.extend_path(__path__, __name__)\n")
-    (stub / "__main__.py").write_text(STAGES)
+    judged = json.dumps(report(1.0).model_dump(mode="json"))
+    (stub / "__main__.py").write_text(f"import json\nREPORT = json.loads({judged!r})\n{STAGES}")
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stub.parent), environment["PYTHONPATH"]]))
     out = run_local(load_params(tmp_path / "params.yaml"), tmp_path, tmp_path / "out", None)
