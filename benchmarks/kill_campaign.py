@@ -62,11 +62,12 @@ if "CAMPAIGN_KILL" in os.environ and b"train" in Path("/proc/self/cmdline").read
 """
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 HANG_SECONDS = 600
+STOPPING_SECONDS = 20  # as a rank that waits for a dead one would not end by itself; torchrun gives it 30
 ENDING_SECONDS = 60  # children whose parent was killed see it and end
 REFUSED = re.compile(r"atelier: .*: process [0-9]+ on .* is writing it|Unable to acquire lock|is busy")
 LEFTOVER = re.compile(r"\.(lock|partial|removed|old|copy|part)$")
 # wall-clock times, names of MLflow's runs and versions, and what DVC keeps for itself
-OF_ONE_EXECUTION = re.compile(r"^(runs/|mlflow\.db|mlartifacts/|\.dvc/|\.git/|src/)")
+OF_ONE_EXECUTION = re.compile(r"^(runs/|reports/local\.js|mlflow\.db|mlartifacts/|\.dvc/|\.git/|src/)")
 
 
 @dataclass(frozen=True)
@@ -185,11 +186,14 @@ class Campaign:
             assert victim is not None
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, kill.signal)
-        for process in processes:
-            process.join(HANG_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        deadline = time.monotonic() + HANG_SECONDS
+        while any(process.is_alive() for process in processes):
+            if any(process.exitcode for process in processes):  # a launcher stops the others then
+                deadline = min(deadline, time.monotonic() + STOPPING_SECONDS)
+            if time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()
+            time.sleep(0.05)
         self.sessions = [process.pid or 0 for process in processes]
         return [process.exitcode for process in processes], [int(c.read_text()) if c.exists() else 0 for c in counts]
 
