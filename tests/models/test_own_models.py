@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from atelier.models import MODELS, ImageShape, build_networks, build_sampling_network
-from atelier.models.prior import ClassPrior
+from atelier.models.prior import RIDGE, ClassPrior, fit_mixture
 from atelier.models.pyramid import seen_side
 
 SHAPES = [ImageShape(28, 28, 1, 10), ImageShape(64, 64, 3, 18), ImageShape(32, 32, 3, 0), ImageShape(128, 128, 3, 0)]
@@ -83,6 +87,30 @@ def test_the_prior_is_normal_until_fitted_and_then_draws_from_each_class() -> No
     assert drawn[labels == 0].abs().mean() == pytest.approx(5, abs=0.05)
     assert drawn[labels == 1].mean() == pytest.approx(1, abs=0.1)
     assert drawn[labels == 1].std() == pytest.approx(2, abs=0.1)
+
+
+def test_the_mixture_is_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = (
+        torch.randn(600, 5, generator=generator, dtype=torch.float64) @ torch.randn(5, 5, generator=generator).double()
+    )
+    points[:200] += 3
+    start = points[torch.tensor([0, 300, 500])]
+    mixture = GaussianMixture(
+        3,
+        weights_init=[1 / 3] * 3,
+        means_init=start.numpy(),
+        precisions_init=torch.eye(5).div(RIDGE).repeat(3, 1, 1).numpy(),
+        reg_covar=RIDGE,
+        max_iter=20,
+        tol=0,
+    )
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        mixture.fit(points.numpy())
+    for ours, theirs in zip(
+        fit_mixture(points, start), (mixture.weights_, mixture.means_, mixture.covariances_), strict=True
+    ):
+        torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-6, atol=1e-8)
 
 
 def test_a_class_without_pictures_keeps_the_normal_prior() -> None:
