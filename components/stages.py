@@ -147,6 +147,14 @@ def compare(
 
 
 @component
+def promote(params: dict[str, Any], alias: str, records: Input[list[Artifact]], decisions: Output[HTML]) -> None:
+    """Promote each version that the run made if it passes the gates; what was decided shows on Kubeflow's page."""
+    from atelier.components.promotion import promote_versions
+
+    promote_versions(params, alias, records, decisions)
+
+
+@component
 def close_runs() -> None:
     """What a pipeline does at its end, however it ends: nothing of it trains on, no MLflow run stays open."""
     from atelier.components.launcher import close_pipeline

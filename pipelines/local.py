@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
+def run_local(params: Params, root: Path, out: Path, image: str | None, promote: str = "") -> Path:
     """Run the pipeline in subprocesses, or in containers of an image, and lay its outputs out as a workspace.
 
     Args:
@@ -34,6 +34,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
         out: a new or empty folder. It becomes a workspace: what each task made, the same where a
             workspace has it, and the MLflow store, unless MLFLOW_TRACKING_URI names another.
         image: a container image; None for subprocesses.
+        promote: see `Options`.
 
     Raises:
         InputError: if `out` holds something, a file or folder of `ingest.paths` is not there, or a data set has no run.
@@ -44,7 +45,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
     from docker.errors import DockerException
     from kfp import local
 
-    from atelier.pipelines.training import Options, arguments, build, common_params
+    from atelier.pipelines.training import Options, arguments, build, common_params, gates
 
     values = arguments(params)
     paths = dict[str, str]()
@@ -66,8 +67,8 @@ def run_local(params: Params, root: Path, out: Path, image: str | None) -> Path:
         with warnings.catch_warnings(), _flat_lists():
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
-            options = Options(image or "python", volume=False, tries=1, environment=environment)
-            build(options, common_params(params))(**values)
+            options = Options(image or "python", volume=False, tries=1, environment=environment, promote=promote)
+            build(options, common_params(params), gates(params))(**values)
     except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)

@@ -66,6 +66,7 @@ NEEDS = {
     "evaluate": Needs("2", "8G", gpu=True),
     "register": Needs("1", "4G", effects=True),
     "compare": Needs("1", "2G"),
+    "promote": Needs("500m", "2G", effects=True),
     "close-runs": Needs("500m", "1G", effects=True),
 }
 
@@ -82,6 +83,7 @@ class Options:
         volume: whether trainings keep their checkpoints on the claim `VOLUME`.
         tries: of a stage's command that fails; see `workspace.run_command`.
         environment: of every stage, for a run outside a cluster.
+        promote: the alias that versions which pass the gates are promoted to at the end; empty: none is.
     """
 
     image: str
@@ -91,6 +93,7 @@ class Options:
     volume: bool = True
     tries: int = 3
     environment: Mapping[str, str] = field(default_factory=dict)
+    promote: str = ""
 
 
 def arguments(params: Params) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def compile_pipeline(params: Params, options: Options, target: Path) -> Path:
         _require_even_split(params, ranks)
     partial = target.with_name(f".{target.stem}.partial.yaml")
     try:
-        pipeline = build(options, common_params(params))
+        pipeline = build(options, common_params(params), gates(params))
         compiler.Compiler().compile(pipeline, str(partial), pipeline_parameters=arguments(params))
         lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
         # kfp lists the inputs in a comment, in another order each time
@@ -195,8 +198,14 @@ def _require_even_split(params: Params, ranks: int) -> None:
             raise InputError(f"params.yaml: runs.{name}.batch: {error}") from None
 
 
-def build(options: Options, common: str) -> Any:
-    """The pipeline as kfp compiles or runs it; `common` is of `common_params`."""
+def gates(params: Params) -> dict[str, Any]:
+    """`params.yaml` of the step that promotes."""
+    promote = params.promote.model_dump(mode="json")
+    return stage_params(params, "compare", params.datasets, ()) | {"promote": promote}
+
+
+def build(options: Options, common: str, gates: dict[str, Any]) -> Any:
+    """The pipeline as kfp compiles or runs it; `common` and `gates` are of the functions above."""
 
     def on_node(task: Any) -> Any:
         """Give a task its image, resources, secrets, retries and caching."""
@@ -279,11 +288,14 @@ def build(options: Options, common: str) -> Any:
             data = prepared.outputs["data"]
             measured = on_node(components.reference(dataset=item.dataset, params=item.reference, data=data))
             trained = trainings(runs=item.runs, data=data, measure=measured.outputs["measure"])
-        on_node(
+        compared = on_node(
             components.compare(
                 params=compare, **{name: dsl.Collected(trained.outputs[name]) for name in Trained._fields}
             )
         )
+        if options.promote:
+            records = dsl.Collected(trained.outputs["records"])
+            on_node(components.promote(params=gates, alias=options.promote, records=records).after(compared))
 
     @dsl.pipeline(name=NAME, description="Image generators, from data to registry: the graph of dvc.yaml.")
     def training(

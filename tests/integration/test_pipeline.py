@@ -205,7 +205,8 @@ def test_a_workspace_without_the_code(environment: dict[str, str], tmp_path: Pat
 
 
 def test_kubeflow_here_gives_the_same_bytes(checkout: Path, environment: dict[str, str]) -> None:
-    output = run(checkout, environment, "atelier", "pipeline", "run", "--local", "--out", "kubeflow")
+    output = run(checkout, environment, "atelier", "pipeline", "run", "--local", "--out", "kubeflow", "--promote")
+    assert "models:/mnist-cgan/1: models:/mnist-cgan/1 is not promoted: fd_classifier" in output
     assert "MLflow runs closed: 0" in output
     theirs = checkout / "kubeflow"
     assert state(theirs) == state(checkout)

@@ -158,7 +158,7 @@ def graph(compiled: tuple[dict[str, Any], dict[str, Any]]) -> Graph:
 
 def test_the_stages_are_those_of_dvc_yaml(graph: Graph) -> None:
     assert tuple(dvc_stages()) == STAGES == tuple(PLANNED)
-    assert set(graph.loops) == {*STAGES, "close-runs"} == set(NEEDS) - {"train-on-nodes"}
+    assert set(graph.loops) == {*STAGES, "close-runs"} == set(NEEDS) - {"train-on-nodes", "promote"}
 
 
 def test_the_edges_are_those_of_dvc_yaml(graph: Graph) -> None:
@@ -340,6 +340,21 @@ def test_caching_is_off_for_what_leaves_something_behind(compiled: tuple[dict[st
     assert not caching["register"]
     assert not caching["close-runs"]
     assert all(caching[name] for name in STAGES if name != "register")
+
+
+def test_a_run_promotes_when_asked_last_and_never_from_the_cache(
+    compiled: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    params = load_params(PROJECT / "params.yaml", ("promote.at_most={fd_classifier: 3}",))
+    target = compile_pipeline(params, Options(IMAGE, promote="best"), tmp_path / "pipeline.yaml")
+    specification, _ = YAML(typ="safe", pure=True).load_all(target.read_text())
+    tasks = specification["components"]["comp-stages"]["dag"]["tasks"]
+    assert "promote" not in compiled[0]["components"]["comp-stages"]["dag"]["tasks"]
+    assert tasks["promote"]["dependentTasks"] == ["compare", "for-loop-1"]
+    assert "enableCache" not in tasks["promote"]["cachingOptions"]
+    inputs = tasks["promote"]["inputs"]["parameters"]
+    assert inputs["alias"]["runtimeValue"]["constant"] == "best"
+    assert inputs["params"]["runtimeValue"]["constant"]["promote"]["at_most"] == {"fd_classifier": 3}
 
 
 def test_on_several_nodes_training_is_launched(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,10 @@ def say(message: str) -> None:
 def show(line: str) -> None:
     """Print a line of a result, on standard output."""
     print(shown(line), flush=True)
+
+
+def check_alias(context: click.Context, parameter: click.Parameter, alias: str) -> str:
+    """Refuse what MLflow does not take for an alias."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE):
+        raise click.BadParameter(f"'{alias}': letters, digits, '-' and '_', a letter first; not 'latest' or 'v1'")
+    return alias

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atelier.cli.options import say, with_params
+from atelier.cli.options import check_alias, say, with_params
 from atelier.errors import AtelierError, InputError
 
 if TYPE_CHECKING:
@@ -39,18 +39,37 @@ def with_server(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+promote_option = click.option(
+    "--promote",
+    metavar="[ALIAS]",
+    is_flag=False,
+    flag_value="champion",
+    default="",
+    callback=lambda context, parameter, alias: alias and check_alias(context, parameter, alias),
+    help="At the end, promote the versions that pass the gates of params.yaml.",
+)
+
+
 def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that a compiled pipeline depends on; the function gets them as `Options`."""
 
     @functools.wraps(function)
     def command(
-        image: str, gpus: int, nodes: int, deadline_hours: float, volume: bool, tries: int, **arguments: Any
+        image: str,
+        gpus: int,
+        nodes: int,
+        deadline_hours: float,
+        volume: bool,
+        tries: int,
+        promote: str,
+        **arguments: Any,
     ) -> None:
         from atelier.pipelines.training import Options
 
-        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume, tries))
+        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume, tries, promote=promote))
 
     for option in (
+        promote_option,
         click.option(
             "--tries",
             type=click.IntRange(1, 10),
@@ -128,8 +147,9 @@ def compile_command(output: Path, options: Options, params: Params, root: Path) 
 @click.option("--docker", is_flag=True, help="In containers of --image.")
 @click.option("--image", help="For --docker: a local image of the project.")
 @click.option("--out", type=Path, default="kubeflow", show_default=True, help="New folder that gets all outputs.")
+@promote_option
 @with_params
-def run(local: bool, docker: bool, image: str | None, out: Path, params: Params, root: Path) -> None:
+def run(local: bool, docker: bool, image: str | None, out: Path, promote: str, params: Params, root: Path) -> None:
     """Run the whole pipeline on this machine; the folder of outputs is a workspace."""
     if local == docker:
         raise InputError("give one of --local and --docker")
@@ -137,7 +157,7 @@ def run(local: bool, docker: bool, image: str | None, out: Path, params: Params,
         raise InputError("--docker and --image go together")
     from atelier.pipelines.local import run_local
 
-    print(run_local(params, root, out, image))
+    print(run_local(params, root, out, image, promote))
 
 
 @pipeline.command()

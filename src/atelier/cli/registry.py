@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from atelier.cli.options import overrides_option, require_root, root_option, say, show, with_params
+from atelier.cli.options import check_alias, overrides_option, require_root, root_option, say, show, with_params
 from atelier.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,13 +19,7 @@ reason_option = click.option("--reason", default="", metavar="TEXT", help="Recor
 
 def alias_option(flag: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Which alias of a registered model is meant."""
-    return click.option(flag, "alias", default="champion", show_default=True, callback=_check_alias, help="The alias.")
-
-
-def _check_alias(context: click.Context, parameter: click.Parameter, alias: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE):
-        raise click.BadParameter(f"'{alias}': letters, digits, '-' and '_', a letter first; not 'latest' or 'v1'")
-    return alias
+    return click.option(flag, "alias", default="champion", show_default=True, callback=check_alias, help="The alias.")
 
 
 @click.command()

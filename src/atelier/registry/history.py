@@ -36,6 +36,10 @@ ATTEMPTS = 40
 Action = Literal["promote", "rollback"]
 
 
+class OtherChangeFirst(AtelierError):
+    """An alias is not what a change of it was decided on: decide anew."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One line of the history: `version` was to become the champion, as decided after change number `after`."""
@@ -149,7 +153,7 @@ def append(
     """Add a change decided on `known`, and let the alias follow.
 
     Raises:
-        AtelierError: if another change came first; the message says which.
+        OtherChangeFirst: if another change came first; the message says which.
     """
     content = {
         "id": uuid.uuid4().hex,
@@ -169,7 +173,7 @@ def append(
     if change.number in history.effective:
         return change
     first = next(c for c in history.changes if c.number in history.effective and c.number > change.after)
-    raise AtelierError(
+    raise OtherChangeFirst(
         f"{name}@{alias}: not changed, {first.by} came first with version {first.version} (change {first.number}); "
         f"see 'atelier history {name}' and decide again"
     )

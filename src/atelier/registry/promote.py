@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
+class GatesNotPassed(AtelierError):
+    """A version is not promoted, for a reason in its figures."""
+
+
 def promote(
     name: str,
     version: int | None,
@@ -72,7 +76,8 @@ def promote(
 
     Raises:
         InputError: if there is no such version, or it bears no figures.
-        AtelierError: if a gate is not passed, another promotion came first, or MLflow does not answer.
+        GatesNotPassed: if a gate is not passed.
+        AtelierError: if another promotion came first, or MLflow does not answer.
     """
     require_store(root)
     if to_registry and not re.match(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://", to_registry):
@@ -95,7 +100,7 @@ def promote(
             say(line)
         failed = [gate for gate in gates if not gate.passed]
         if failed and not force:
-            raise AtelierError(f"{uri_of(candidate)} is not promoted: " + "; ".join(map(sentence, failed)))
+            raise GatesNotPassed(f"{uri_of(candidate)} is not promoted: " + "; ".join(map(sentence, failed)))
     if dry_run:
         say("dry run: nothing was changed")
         return gates
