@@ -47,12 +47,14 @@ RUN python3 -m pip --python /opt/packages/bin/python install --quiet --no-deps -
 FROM ${BASE} AS atelier
 COPY --from=packages /opt/packages /opt/packages
 COPY --from=project /opt/atelier /opt/atelier
+# there is no git in it: DVC reads repositories by itself, and GitPython would say so in twelve lines of each training
 ENV PATH=/opt/atelier/bin:/opt/packages/bin:${PATH} \
     PYTHONPATH=/opt/atelier \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     XDG_CACHE_HOME=/tmp/cache \
     DVC_NO_ANALYTICS=true \
+    GIT_PYTHON_REFRESH=quiet \
     MLFLOW_DISABLE_TELEMETRY=true
 # the root file system may be read-only: only /workspace and /tmp are written to
 RUN install -d -o 10001 -g 10001 -m 755 /workspace

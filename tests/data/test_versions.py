@@ -57,6 +57,9 @@ def test_what_is_ingested_is_pushed_recorded_and_pulled_again(
     revision = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
     ).stdout.strip()
+    # the image has no git
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.setenv("GIT_PYTHON_REFRESH", "quiet")
     pulled = File(str(tmp_path / "pulled"))
     outputs = {"data/raw/own": pulled}
     ingest_version("own", params_of(tmp_path / "b"), outputs, str(repository), revision, str(remote))
