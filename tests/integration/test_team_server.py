@@ -6,12 +6,14 @@ import os
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from registries import add_version, assert_one_champion, promote_at_once, report
@@ -136,6 +138,37 @@ def test_strangers_and_other_names_are_refused(
     user = (server.client["MLFLOW_TRACKING_USERNAME"], server.client["MLFLOW_TRACKING_PASSWORD"])
     assert requests.get(search, auth=user, timeout=60).status_code == 200
     assert requests.get(search, auth=user, headers={"Host": "elsewhere.example"}, timeout=60).status_code == 403
+
+
+def test_no_port_of_the_object_store_takes_a_word_from_another_user(server: TeamServer) -> None:
+    store = psutil.Process(server.object_store())
+    ports = {one.laddr.port for one in store.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+    option = "-s3.port="
+    (s3,) = (int(word.removeprefix(option)) for word in store.cmdline() if word.startswith(option))
+    assert requests.get(f"http://127.0.0.1:{s3}/mlflow", timeout=60).status_code == 403
+    for port in sorted(ports - {s3}):
+        answers = [first_word(port, protocol, secret) for protocol in ("http/1.1", "h2") for secret in (False, True)]
+        assert answers == [b"HTTP/1.0 400", b"", b"", b""] or answers == [b""] * 4, port
+    assert len(ports) == 8
+    for name in ("objects", "seaweed.pem", "s3.json"):
+        assert not (server.folder / name).stat().st_mode & 0o077
+
+
+def first_word(port: int, protocol: str, encrypted: bool) -> bytes:
+    """How a port begins its answer to somebody without a certificate who asks for the files of the bucket."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([protocol])
+    asked = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    if protocol == "http/1.1":
+        asked = b"GET /buckets/mlflow/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
+        try:
+            with context.wrap_socket(plain) if encrypted else plain as connection:
+                connection.sendall(asked)
+                return connection.recv(12)
+        except (ssl.SSLError, ConnectionError):
+            return b""
 
 
 def test_what_fails_on_the_way_makes_nothing_and_can_be_repeated(

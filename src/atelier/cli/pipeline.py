@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atelier.cli.options import check_alias, say, with_params
+from atelier.cli.options import check_alias, say, show, with_params
 from atelier.errors import AtelierError, InputError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def submit(
     from atelier.pipelines import runs
 
     run = runs.submit(server, params, options, experiment, account, data_version)
-    print(run.run_id, flush=True)
+    show(run.run_id)
     say(runs.page(server, run.run_id))
     if wait:
         try:
@@ -206,7 +206,7 @@ def check(image: str, account: str, gpus: int, nodes: int, as_json: bool, server
     for finding in check(server, Wanted(image, account, nodes, gpus)):
         found.append(finding)
         if not as_json:
-            print(f"{finding.state:7}  {finding.what:18}  {finding.said}", flush=True)
+            show(f"{finding.state:7}  {finding.what:18}  {finding.said}")
     if as_json:
         print(json.dumps([vars(finding) for finding in found]))
     if bad := [finding.what for finding in found if finding.state == "bad"]:
@@ -227,7 +227,7 @@ def list_runs(experiment: str, count: int, as_json: bool, server: Server) -> Non
         print(json.dumps(found))
         return
     for one in found:
-        print(f"{one['run']}  {one['state']:9}  {one['created'][:19]}  {one['name']}")
+        show(f"{one['run']}  {one['state']:9}  {one['created'][:19]}  {one['name']}")
 
 
 @pipeline.command()
@@ -242,11 +242,11 @@ def status(run_id: str, as_json: bool, server: Server) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['name']}: {found['state']}  {found['page']}")
+    show(f"{found['name']}: {found['state']}  {found['page']}")
     for one in found["stages"]:
         title = f"{one['stage']} {one['name']}"
         problem = f"  {one['problem']}" if one["problem"] else ""
-        print(f"  {title:32} {one['state']:9} {one['seconds']:6.0f} s  {one['tries']} tries{problem}".rstrip())
+        show(f"  {title:32} {one['state']:9} {one['seconds']:6.0f} s  {one['tries']} tries{problem}".rstrip())
     if found["pods"] != "seen":
         say(f"pods cannot be looked at from here: {found['pods']}")
 
@@ -261,7 +261,7 @@ def logs(run_id: str, stage: str | None, name: str | None, server: Server) -> No
     from atelier.pipelines import runs
 
     for line in runs.logs(server, run_id, stage, name):
-        print(line)
+        show(line)
 
 
 @pipeline.command()
@@ -364,6 +364,6 @@ def delete(name: str, server: Server) -> None:
 
 def _show(one: dict[str, Any]) -> None:
     state = "" if one["enabled"] else " (disabled)"
-    print(f"{one['name']}{state}: {one['in_words']} UTC [{one['cron']}]")
+    show(f"{one['name']}{state}: {one['in_words']} UTC [{one['cron']}]")
     for moment in one["next"]:
-        print(f"  {moment}")
+        show(f"  {moment}")
