@@ -323,7 +323,7 @@ def logs(server: Server, run_id: str, stage: str | None, name: str | None) -> It
         raise InputError(f"run {run_id}: no such pod; what came from the cache has none, and old ones are cleared")
     for pod, title in chosen:
         yield f"--- {title}: {pod.metadata.name}"
-        yield pods.log(pod).rstrip("\n")
+        yield from pods.log(pod).rstrip("\n").split("\n")
 
 
 def stop(server: Server, run_id: str) -> None:

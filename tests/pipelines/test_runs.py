@@ -195,15 +195,27 @@ def test_logs_of_all_or_of_one_stage(
     kubeflow: KubeflowServer, cluster: KubernetesApi, atelier: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
-        step(cluster, "train", {"run": name}, "Succeeded", f"training {name}")
+        step(cluster, "train", {"run": name}, "Succeeded", f"training {name}", "2 kimg")
     step(cluster, "close_runs", {}, "Succeeded", "closed")
     assert atelier("pipeline", "logs", RUN) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "--- train a: pod-0"
     assert "--- close-runs: pod-2\nclosed" in out
     assert atelier("pipeline", "logs", RUN, "train", "b") == 0
-    assert capsys.readouterr().out == "--- train b: pod-1\ntraining b\n"
+    assert capsys.readouterr().out == "--- train b: pod-1\ntraining b\n2 kimg\n"
     assert atelier("pipeline", "logs", RUN, "evaluate") == 2
+
+
+def test_what_a_server_or_a_pod_says_moves_no_cursor(
+    kubeflow: KubeflowServer, cluster: KubernetesApi, atelier: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubeflow.things["runs"][RUN]["display_name"] = "nightly\x1b[1A\x1b]0;title\x07"
+    step(cluster, "train", {"run": "a"}, "Succeeded", "\x1b[2Jtraining a")
+    for command in (("list",), ("status", RUN), ("logs", RUN)):
+        assert atelier("pipeline", *command) == 0
+        said = capsys.readouterr().out
+        assert "\x1b" not in said
+        assert r"\x1b[" in said
 
 
 def test_stop_and_retry(
