@@ -59,6 +59,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def owner(root: Path) -> Path:
+    """The workspace that keeps what is to last of `root`: `dvc exp run --temp` runs in a folder that it removes."""
+    root = root.resolve()
+    for folder in (root, *root.parents):
+        if (folder / ".dvc").is_dir():
+            kept, found, _ = str(folder).partition("/.dvc/tmp/exps/")
+            return Path(kept) / root.relative_to(folder) if found else root
+    return root
+
+
 @contextmanager
 def hold(target: Path) -> Iterator[None]:
     """Keep all other processes from writing `target`, until this is left or the process ends, however it ends.

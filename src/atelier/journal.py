@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import AtelierError
-from atelier.files import fsync
+from atelier.files import fsync, owner
 
 
 class Journal:
@@ -40,9 +40,9 @@ def record_folder(root: Path, run: str, weights_sha256: str) -> Path:
     """What a workspace alone knows of a model, by the digest of its sampler: what differs between two equal trainings.
 
     `timing.jsonl`: the times of the journal's lines; `mlflow.json`: how MLflow's run is found; `version.json`: what it
-    is registered as here.
+    is registered as here. It outlives a temporary folder of DVC's, whose experiment may be applied later.
     """
-    return root / "runs" / run / weights_sha256[:16]
+    return owner(root) / "runs" / run / weights_sha256[:16]
 
 
 def read_journal(path: Path) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from atelier.errors import AtelierError, InputError
+from atelier.journal import record_folder
 from atelier.tracking.runs import ensure_run
 from atelier.tracking.store import (
     PLACES,
@@ -48,10 +49,10 @@ def fill(root: Path) -> str:
 
 
 def places(root: Path) -> set[str]:
-    """All that the store says of where artifacts lie, as far as atelier made it."""
+    """All that the store says of where artifacts lie."""
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         rows = [row for table, column in PLACES.items() for row in database.execute(f"select {column} from {table}")]
-    return {place for (place,) in rows if place and "/mlruns/" not in place}
+    return {place for (place,) in rows if place}
 
 
 def test_a_store_chosen_once_is_not_taken_for_the_users_choice(tmp_path: Path) -> None:
@@ -151,6 +152,7 @@ def test_a_temporary_experiment_of_dvc_uses_the_store_of_its_workspace(tmp_path:
     assert client(root).get_run(run_id).info.run_name == "run"
     assert {place.partition("/mlartifacts")[0] for place in places(root)} == {root.as_uri()}
     assert not list(workspace.glob("ml*"))
+    assert record_folder(workspace, "gan", "0" * 64) == record_folder(root, "gan", "0" * 64)
 
 
 @pytest.mark.parametrize(

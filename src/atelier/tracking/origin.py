@@ -6,7 +6,6 @@ import getpass
 import json
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ def origin_tags(mlflow_client: MlflowClient, experiment_id: str, root: Path) -> 
     from mlflow.tracking.context.registry import resolve_tags
 
     # MLflow itself would look for the user in /etc/passwd alone, and for the repository of the command, not of the work
-    ours = {"mlflow.user": user_name(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+    ours = {"mlflow.user": user_name(), "mlflow.source.name": "atelier", "mlflow.source.type": "LOCAL"}
     try:
         code = code_of(root)
     except AtelierError:  # a training is not held up; `atelier register` says it

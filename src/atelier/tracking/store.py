@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
 
 from atelier.errors import AtelierError, InputError
+from atelier.files import owner
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +38,7 @@ SECRET_VALUE = re.compile(r"(?i)((?:password|passwd|pwd|secret|token|key)\w*=)[^
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or an SQLite file in the workspace: nothing to start."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_owner(root) / DATABASE)
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(owner(root) / DATABASE)
 
 
 def sqlite_uri(file: Path) -> str:
@@ -60,16 +61,6 @@ def artifacts_folder(file: Path) -> Path:
     return file.parent / ARTIFACTS
 
 
-def _owner(root: Path) -> Path:
-    """The workspace that a workspace belongs to: `dvc exp run --temp` runs in a folder that it removes again."""
-    root = root.resolve()
-    for folder in (root, *root.parents):
-        if (folder / ".dvc").is_dir():
-            owner, found, _ = str(folder).partition("/.dvc/tmp/exps/")
-            return Path(owner) / root.relative_to(folder) if found else root
-    return root
-
-
 def require_store(root: Path) -> None:
     """What only reads or changes a registry makes none: the workspace's own store must be there.
 
@@ -77,9 +68,9 @@ def require_store(root: Path) -> None:
         InputError: if it is not.
     """
     elsewhere = any(os.environ.get(name) for name in URI_VARIABLES)
-    if not elsewhere and not (_owner(root) / DATABASE).is_file():
+    if not elsewhere and not (owner(root) / DATABASE).is_file():
         raise InputError(
-            f"{_owner(root) / DATABASE}: missing, nothing is registered here; run 'atelier register', or give --root "
+            f"{owner(root) / DATABASE}: missing, nothing is registered here; run 'atelier register', or give --root "
             "or MLFLOW_TRACKING_URI"
         )
 
@@ -214,11 +205,10 @@ def using(uri: str) -> Iterator[None]:
 def _open_embedded(file: Path) -> None:
     """Make an SQLite store, if it is none yet; one that was moved or copied keeps its artifacts where it now is."""
     with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)) as database:
-        tables = _tables(database)
+        tables, here = _tables(database), artifacts_folder(file).as_uri()
         if not tables:
-            _make_embedded(database)
+            _make_embedded(database, here)
             return
-        here = artifacts_folder(file).as_uri()
         if "experiments" not in tables or (former := _recorded_place(database)) in (None, here):
             return
         with _transaction(database):
@@ -232,17 +222,25 @@ def _open_embedded(file: Path) -> None:
 
 def _recorded_place(database: sqlite3.Connection) -> str | None:
     """Where the store keeps artifacts by its own words; None if a person chose another kind of place."""
-    found = database.execute("select artifact_location from experiments where name = ?", (EXPERIMENT,)).fetchone()
-    return found[0] if found and re.fullmatch(rf"file:///(.*/)?{ARTIFACTS}", found[0]) else None
+    (found,) = database.execute(
+        "select artifact_location from experiments where name in (?, 'Default') order by name = 'Default'",
+        (EXPERIMENT,),
+    ).fetchone() or ("",)
+    place = re.fullmatch(rf"(file:///(?:.*/)?{ARTIFACTS})(/0)?", found)
+    return place[1] if place else None
 
 
-def _make_embedded(database: sqlite3.Connection) -> None:
-    """Fill a new file in one transaction: MLflow makes its tables one by one and cannot mend what was cut short."""
+def _make_embedded(database: sqlite3.Connection, artifacts: str) -> None:
+    """Fill a new file in one transaction: MLflow makes its tables one by one and cannot mend what was cut short.
+
+    Its experiment 'Default', too, is to keep what others log in the folder of artifacts, and to move with it.
+    """
     statements = _new_store()
     with _transaction(database):
         if not _tables(database):  # no other process was faster
             for statement in statements:
                 database.execute(statement)
+            database.execute("update experiments set artifact_location = ? || '/' || experiment_id", (artifacts,))
 
 
 @functools.cache
