@@ -43,6 +43,20 @@ def test_no_secret_is_in_a_manifest(built: dict[str, list[Any]], overlay: str) -
     assert not [word for word in ("AWS_SECRET_ACCESS_KEY", "PASSWORD:") if word in yaml.dump(built[overlay])]
 
 
+@pytest.mark.parametrize("overlay", ["laptop", "cluster"])
+def test_no_port_is_open_to_the_whole_cluster(built: dict[str, list[Any]], overlay: str) -> None:
+    policies = [one["spec"] for one in built[overlay] if one["kind"] == "NetworkPolicy"]
+    for one in built[overlay]:
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            (policy,) = (spec for spec in policies if spec["podSelector"]["matchLabels"].items() <= labels.items())
+            assert policy["policyTypes"] == ["Ingress"]
+            # without a namespaceSelector: pods of the same namespace
+            assert all(source.keys() == {"podSelector"} for rule in policy["ingress"] for source in rule["from"])
+        if one["kind"] == "Service":
+            assert one["spec"].get("type", "ClusterIP") == "ClusterIP"
+
+
 def test_the_rights_are_what_the_launcher_calls(built: dict[str, list[Any]]) -> None:
     rules = named(built["laptop"], "Role", "atelier-launcher")["rules"]
     given = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
