@@ -20,16 +20,29 @@ if TYPE_CHECKING:
     from atelier.pipelines.server import Server
 
 QUIET_SECONDS = 20.0  # what changing a schedule takes at the most
+DESCRIPTORS = {
+    "@yearly": "0 0 0 1 1 *",
+    "@annually": "0 0 0 1 1 *",
+    "@monthly": "0 0 0 1 * *",
+    "@weekly": "0 0 0 * * 0",
+    "@daily": "0 0 0 * * *",
+    "@midnight": "0 0 0 * * *",
+    "@hourly": "0 0 * * * *",
+}
 MARK = "atelier schedule "  # begins the description of a recurring run, before the digest of what it does
 
 
 def six_fields(cron: str) -> str:
-    """A cron expression as Kubeflow takes it, seconds first, from five or six fields.
+    """A cron expression as Kubeflow takes it, seconds first, from five or six fields or a word such as @daily.
 
     Raises:
         InputError: if it is none, or one that Kubeflow does not understand.
     """
-    fields = cron.split()
+    fields = DESCRIPTORS.get(cron.strip().lower(), cron).replace("?", "*").split()
+    if fields and fields[0].startswith(("TZ=", "CRON_TZ=")):
+        raise InputError(f"--cron '{cron}': times are in UTC; convert them, and leave {fields[0]} out")
+    if fields and fields[0].startswith("@"):
+        raise InputError(f"--cron '{cron}': give five or six fields, or one of {', '.join(DESCRIPTORS)}")
     if len(fields) == 5:
         fields = ["0", *fields]
     if len(fields) != 6:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import kfp_server_api
 import urllib3
@@ -21,29 +24,62 @@ FIRST_WAIT_SECONDS = 1.0
 PAGE_SIZE = 100
 
 
+class _Client(kfp_server_api.ApiClient):  # type: ignore[misc]
+    """The generated client, which fails in its own code on what is no answer of this API."""
+
+    def request(self, *arguments: Any, **options: Any) -> Any:
+        """Make one request.
+
+        Raises:
+            AtelierError: if the server is not trusted, or something before it answers.
+        """
+        host = self.configuration.host
+        try:
+            response = super().request(*arguments, **options)
+        except kfp_server_api.ApiException as error:
+            if not error.status:  # of TLS
+                reason = str(error.reason).splitlines()[-1]
+                raise AtelierError(f"{host}: {reason}; name the certificate of its authority: --ca-cert FILE") from None
+            error.body = (error.body or b"").decode(errors="replace").encode()
+            raise
+        try:
+            is_object = isinstance(json.loads(response.data), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise _no_answer(host, response.getheader("Content-Type") or "nothing")
+        return response
+
+
 class Server:
     """Experiments, pipelines, runs and recurring runs of one server, by the names we give them.
 
     Args:
         host: of the API, such as http://localhost:8888; KF_PIPELINES_ENDPOINT if empty.
         namespace: of the profile, on a server for several users.
+        ca_cert: file with the certificate that the server's is signed by, if that is a company's own; those that
+            SSL_CERT_FILE or REQUESTS_CA_BUNDLE name are trusted, too.
 
     KF_PIPELINES_TOKEN in the environment is sent as a bearer token.
     """
 
-    def __init__(self, host: str | None, namespace: str | None = None) -> None:
+    def __init__(self, host: str | None, namespace: str | None = None, ca_cert: Path | None = None) -> None:
         host = host or os.environ.get("KF_PIPELINES_ENDPOINT")
         if not host:
             raise InputError("no server: give --host http://…, or set KF_PIPELINES_ENDPOINT")
         if not host.startswith(("http://", "https://")):
             raise InputError(f"--host {host}: must begin with http:// or https://")
+        if "@" in urlsplit(host).netloc:
+            raise InputError("--host: names a user; leave that out, and set KF_PIPELINES_TOKEN")
         self.host, self.namespace = host.rstrip("/"), namespace
         configuration = kfp_server_api.Configuration(host=self.host)
         configuration.retries = False  # all tries are made here, where it is known what may be repeated
-        if token := os.environ.get("KF_PIPELINES_TOKEN"):
+        if token := _token():
             configuration.api_key = {"authorization": token}
             configuration.api_key_prefix = {"authorization": "Bearer"}
-        client = kfp_server_api.ApiClient(configuration)
+        client = _Client(configuration)
+        if host.startswith("https://"):
+            client.rest_client.pool_manager.connection_pool_kw["ssl_context"] = _trust(ca_cert)
         self.experiments = kfp_server_api.ExperimentServiceApi(client)
         self.pipelines = kfp_server_api.PipelineServiceApi(client)
         self.uploads = kfp_server_api.PipelineUploadServiceApi(client)
@@ -73,6 +109,8 @@ class Server:
                     raise _refusal(self.host, error, problem) from None
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = str(error)[:200]
+            except (TypeError, ValueError, AttributeError, KeyError):  # of the generated client
+                raise _no_answer(self.host, "JSON") from None
             if attempt + 1 < ATTEMPTS:
                 time.sleep(wait)
                 wait *= 2
@@ -138,6 +176,37 @@ class Server:
         return self.create(find, self.runs.run_service_create_run, new)
 
 
+def _token() -> str:
+    """KF_PIPELINES_TOKEN as it is sent: files end in a line feed, and some write the scheme before it."""
+    name = "KF_PIPELINES_TOKEN"
+    token = os.environ.get(name, "").strip()
+    if token[:7].lower() == "bearer ":
+        token = token[7:].strip()
+    if not (token.isascii() and all(letter.isprintable() and letter != " " for letter in token)):
+        raise InputError(
+            f"{name}: no token, it holds what a header cannot; set it to what your log-in gives, or unset it"
+        )
+    return token
+
+
+def _trust(ca_cert: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()  # trusts those of the system, or of SSL_CERT_FILE
+    for name, file in (("--ca-cert", ca_cert), ("REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE"))):
+        if file:
+            try:
+                context.load_verify_locations(file)
+            except (OSError, ValueError):
+                raise InputError(f"{name} {file}: no file of certificates (PEM)") from None
+    return context
+
+
+def _no_answer(host: str, kind: str) -> AtelierError:
+    return AtelierError(
+        f"{host}: answers with {kind}, not as Kubeflow Pipelines does; is it a log-in page? Log in, set "
+        "KF_PIPELINES_TOKEN, and give the address of the API"
+    )
+
+
 def reference(version: Any) -> Any:
     """How a run names its pipeline: always by version, else it would be whichever is the latest when it starts."""
     return kfp_server_api.V2beta1PipelineVersionReference(
@@ -155,7 +224,7 @@ def _message(error: Any) -> str:
     try:
         body = json.loads(error.body)
         return str(body.get("message") or body.get("error") or "")[:300].replace("\n", " ")
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, RecursionError):
         return str(error.body or "")[:300].replace("\n", " ")
 
 

@@ -82,6 +82,7 @@ class KubeflowServer:
         self.token: str | None = None
         self.count = 0
         self.url = ""
+        self.handler: type[BaseHTTPRequestHandler] = BaseHTTPRequestHandler
         self.released = threading.Event()
 
     def made(self, kind: str) -> list[Any]:
@@ -190,6 +191,7 @@ def kubeflow_server() -> Iterator[KubeflowServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
+    server.handler = Handler
     with listening(Handler) as server.url:
         try:
             yield server

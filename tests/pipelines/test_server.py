@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import ssl
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kubeflow_server import KubeflowServer, kubeflow_server
+from listening import listening
 
 from atelier.cli import main
 from atelier.config import load_params
@@ -19,6 +27,7 @@ from atelier.pipelines.training import Options, compile_pipeline
 
 PROJECT = Path(__file__).parents[2]
 IMAGE = "registry.example.org/atelier@sha256:" + "0123456789abcdef" * 4
+Command = Callable[..., int]
 ROOT = ("--root", str(PROJECT), "--image", IMAGE)
 
 
@@ -129,6 +138,127 @@ def test_the_token_is_sent_and_asked_for(kubeflow, atelier, capsys, monkeypatch)
     assert atelier("pipeline", "submit", *ROOT) == 0
 
 
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("secret-token\n", ""),
+        ("bearer secret-token", ""),
+        (" Bearer  secret-token\r\n", ""),
+        ("…", "KF_PIPELINES_TOKEN: no token"),
+        ("secret\ntoken", "KF_PIPELINES_TOKEN: no token"),
+        ("\n", "401"),
+    ],
+)
+def test_a_token_is_taken_as_files_and_people_give_it(
+    kubeflow: KubeflowServer,
+    atelier: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    said: str,
+) -> None:
+    kubeflow.token = "secret-token"
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", token)
+    assert bool(atelier("schedule", "list")) == bool(said)
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") <= 1
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text/html", "<title>Sign in</title><form>"),
+        ("application/json", "null"),
+        ("application/json", '{"recurringRuns": 3, "pipelines": 3, "runs": 3, "experiments": 3}'),
+        ("application/json", "[" * 100_000),
+        ("text/plain", "größer".encode("latin-1").decode("latin-1")),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 403])
+def test_what_is_no_answer_of_kubeflow_is_one_line(
+    atelier: Command, capsys: pytest.CaptureFixture[str], kind: str, content: str, status: int
+) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content.encode("latin-1"))))
+            self.end_headers()
+            self.wfile.write(content.encode("latin-1"))
+
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with listening(Page) as url:
+        for command in (
+            ("schedule", "list"),
+            ("schedule", "delete", "nightly"),
+            ("schedule", "set", "nightly", "--cron", "@daily", *ROOT),
+            ("pipeline", "submit", "--no-wait", *ROOT),
+            ("pipeline", "list"),
+        ):
+            assert atelier(*command, "--host", url) == 1
+            told = capsys.readouterr().err
+            assert told.startswith(f"atelier: {url}: ")
+            assert told.count("\n") == 1
+            assert "KF_PIPELINES_TOKEN" in told
+
+
+def test_the_authority_of_a_company_is_named(
+    kubeflow: KubeflowServer,
+    atelier: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    pem = tmp_path / "authority.pem"
+    pem.write_bytes(certificate())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with listening(kubeflow.handler, context) as url:
+        command = ("schedule", "list", "--host", url)
+        assert atelier(*command) == 1
+        told = capsys.readouterr().err
+        assert "certificate verify failed" in told
+        assert told.endswith("--ca-cert FILE\n")
+        assert told.count("\n") == 1
+        assert atelier(*command, "--ca-cert", str(pem)) == 0
+        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, str(pem))
+                assert atelier(*command) == 0
+        (tmp_path / "empty.pem").touch()
+        for wrong in ("missing.pem", "empty.pem"):
+            assert atelier(*command, "--ca-cert", str(tmp_path / wrong)) == 2
+            assert "no file of certificates" in capsys.readouterr().err
+
+
+def certificate() -> bytes:
+    """A key and a certificate for 127.0.0.1 that is its own authority."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a company")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return signed.public_bytes(Encoding.PEM) + private
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated(
+    atelier: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert atelier("schedule", "list", "--host", "https://bob:hunter2@127.0.0.1:9") == 2
+    assert "hunter2" not in capsys.readouterr().err
+
+
 def test_a_schedule_set_twice_is_one_and_changed_is_one(kubeflow, atelier, capsys) -> None:  # type: ignore[no-untyped-def]
     counts: list[int] = []
     kubeflow.on_change = lambda: counts.append(len(kubeflow.made("recurringruns")))
@@ -223,6 +353,28 @@ def test_cron_of_five_and_six_fields() -> None:
 )
 def test_what_is_no_cron_for_kubeflow_is_refused(cron: str) -> None:
     with pytest.raises(InputError, match="--cron"):
+        schedule.six_fields(cron)
+
+
+@pytest.mark.parametrize(
+    ("cron", "six"),
+    [
+        ("0 30 1 ? * 1-5", "0 30 1 * * 1-5"),
+        ("30 2 1 * ?", "0 30 2 1 * *"),
+        ("@daily", "0 0 0 * * *"),
+        ("@Weekly", "0 0 0 * * 0"),
+    ],
+)
+def test_cron_as_kubeflow_documents_it(cron: str, six: str) -> None:
+    assert schedule.six_fields(cron) == six
+
+
+@pytest.mark.parametrize(
+    ("cron", "said"),
+    [("TZ=Asia/Tokyo 0 3 * * *", "times are in UTC"), ("@every 1h30m", "one of @yearly"), ("@reboot", "@hourly")],
+)
+def test_cron_that_has_no_fixed_times_in_utc_is_refused(cron: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
         schedule.six_fields(cron)
 
 

@@ -24,12 +24,18 @@ def with_server(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a Kubeflow Pipelines server; the function gets a `Server`."""
 
     @functools.wraps(function)
-    def command(host: str | None, namespace: str | None, **arguments: Any) -> None:
+    def command(host: str | None, namespace: str | None, ca_cert: Path | None, **arguments: Any) -> None:
         from atelier.pipelines.server import Server
 
-        function(**arguments, server=Server(host, namespace))
+        function(**arguments, server=Server(host, namespace, ca_cert))
 
     for option in (
+        click.option(
+            "--ca-cert",
+            type=Path,
+            metavar="FILE",
+            help="Certificate of the authority that vouches for the server; also SSL_CERT_FILE, REQUESTS_CA_BUNDLE.",
+        ),
         click.option("--namespace", help="Of your profile, on a server for several users."),
         click.option(
             "--host", help="Address of the API; else KF_PIPELINES_ENDPOINT. KF_PIPELINES_TOKEN is sent along."
@@ -295,7 +301,9 @@ def schedule() -> None:
 
 @schedule.command("set")
 @click.argument("name")
-@click.option("--cron", required=True, help="Five fields: minute hour day month weekday; or six, seconds first.")
+@click.option(
+    "--cron", required=True, help="Five fields: minute hour day month weekday; or six, seconds first; or @daily."
+)
 @click.option("--max-concurrency", type=click.IntRange(1, 10), default=1, show_default=True, help="Runs at a time.")
 @click.option("--catchup/--no-catchup", default=False, show_default=True, help="Make up for runs that were missed.")
 @with_data_version
