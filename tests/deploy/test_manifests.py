@@ -51,8 +51,10 @@ def test_no_port_is_open_to_the_whole_cluster(built: dict[str, list[Any]], overl
             labels = one["spec"]["template"]["metadata"]["labels"]
             (policy,) = (spec for spec in policies if spec["podSelector"]["matchLabels"].items() <= labels.items())
             assert policy["policyTypes"] == ["Ingress"]
-            # without a namespaceSelector: pods of the same namespace
-            assert all(source.keys() == {"podSelector"} for rule in policy["ingress"] for source in rule["from"])
+            for source in (source for rule in policy["ingress"] for source in rule["from"]):
+                ((kind, selector),) = source.items()
+                # pods alone are those of the same namespace; other namespaces must have been labelled
+                assert kind == "podSelector" or selector["matchLabels"]
         if one["kind"] == "Service":
             assert one["spec"].get("type", "ClusterIP") == "ClusterIP"
 

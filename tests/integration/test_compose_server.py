@@ -36,8 +36,9 @@ def test_mlflow_asks_for_a_password(environment: dict[str, str], tmp_path: Path)
     assert ours["MLFLOW_AUTH_CONFIG_PATH"] == inside
     ours["MLFLOW_AUTH_CONFIG_PATH"] = str(PROJECT / file)
     port = free_port()
-    command = [str(port) if word == "5000" else word.replace("0.0.0.0", "127.0.0.1") for word in service["entrypoint"]]
-    command = [word.replace(":5000", f":{port}") for word in command]
+    there = {"0.0.0.0": "127.0.0.1", "5000": str(port)}
+    command = [there.get(word, word) for word in service["entrypoint"]]
+    ours["MLFLOW_SERVER_ALLOWED_HOSTS"] = ours["MLFLOW_SERVER_ALLOWED_HOSTS"].replace("5000", str(port))
     # not below pytest's folder, which PostgreSQL's own user may not enter
     with tempfile.TemporaryDirectory(prefix="atelier-compose-") as folder:
         Path(folder).chmod(0o755)
@@ -45,10 +46,8 @@ def test_mlflow_asks_for_a_password(environment: dict[str, str], tmp_path: Path)
             where = urlsplit(uri("mlflow"))
             with psycopg.connect(uri("mlflow"), autocommit=True) as connection:
                 connection.execute("CREATE ROLE mlflow SUPERUSER LOGIN PASSWORD 'of-this-test'")
-            ours |= {
-                "PGHOSTADDR": str(where.hostname),
-                "PGPORT": str(where.port),
-            }  # the host 'postgres' of compose.yaml
+            # the host 'postgres' of compose.yaml
+            ours |= {"PGHOSTADDR": str(where.hostname), "PGPORT": str(where.port)}
             with (tmp_path / "log").open("w") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", *command, "--workers=1"],
