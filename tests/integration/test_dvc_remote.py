@@ -118,3 +118,23 @@ def test_a_missing_object_is_found_and_named(clones: Clones, server: dict[str, s
     client.delete_object(Bucket="versions", Key=key)
     said = clones.dvc(clones.clone("fourth"), "pull", "--remote", "s3", *STAGES, fails=True)
     assert f"failed to transfer '{clones.md5('train-images.npy')}'" in said
+
+
+def test_pictures_that_dvc_imports_are_watched_as_documented(clones: Clones) -> None:
+    root, source = clones.clone("watching"), clones.folder / "growing"
+    section = (PROJECT / "docs" / "data.md").read_text().partition("`dvc import-url")[2]
+    ((command, deps),) = re.findall(r"```yaml\n  ingest:\n.*?( +cmd: .*?\n)(.*?)```", section, re.DOTALL)
+    definition = (root / "dvc.yaml").read_text()
+    assert command in definition
+    (root / "dvc.yaml").write_text(definition.replace(command, command + deps))
+    write_params(root, Path("pets"), BY_FOLDER)
+    shutil.copytree(clones.folder / "pictures", source)
+    clones.dvc(root, "import-url", str(source), "pets")
+    clones.dvc(root, "repro", "ingest@own")
+    before = (root / "data/raw/own/files.csv").read_text().splitlines()
+    assert "up to date" in clones.dvc(root, "status", "ingest@own")
+    shutil.copy(next(source.glob("cat/*.png")), source / "cat" / "one more.png")
+    clones.dvc(root, "update", "pets.dvc")
+    clones.dvc(root, "repro", "ingest@own")
+    after = (root / "data/raw/own/files.csv").read_text().splitlines()
+    assert len(after) == len(before) + 1
