@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -111,6 +112,15 @@ def test_a_workspace_of_any_name_has_its_store_in_it(tmp_path: Path, empty: byte
     with using(sqlite_uri(root / "mlflow.db")):
         assert client(tmp_path).get_run(run_id).info.run_name == "run"
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_store_is_made_where_files_have_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: str, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", source)
+
+    monkeypatch.setattr(os, "link", link)
+    fill(tmp_path)
+    assert len(list(tmp_path.glob("mlartifacts/**/note.txt"))) == 1
 
 
 def test_a_copy_keeps_its_own_artifacts_and_a_moved_workspace_finds_them(tmp_path: Path, empty: bytes) -> None:
