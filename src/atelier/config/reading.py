@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from atelier.errors import InputError
+from atelier.files import read_limited
 
 T = TypeVar("T")
 PLAIN_WORDS = {
@@ -46,10 +47,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
         InputError: if it is not there, not YAML, or does not hold sections.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        if len(text) > LIMIT_BYTES:
-            raise InputError(f"{file}: larger than {LIMIT_BYTES >> 20} MB; it holds parameters, not data")
-        raw = _yaml().load(text)
+        content = read_limited(file, LIMIT_BYTES)
+        if len(content) > LIMIT_BYTES:
+            raise InputError(f"{file}: larger than {LIMIT_BYTES >> 20} MB; give a file of parameters, not of data")
+        raw = _yaml().load(content.decode())
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
     except (OSError, UnicodeDecodeError) as error:
