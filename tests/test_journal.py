@@ -17,7 +17,9 @@ def test_whole_lines_are_read_and_a_cut_one_is_not(tmp_path: Path) -> None:
     assert [line["kimg"] for line in read_journal(journal.path)] == [0.3, 0.6, 0.9]
     with journal.path.open("ab") as file:
         file.write(b'{"kimg": 1.2, "el')
-    assert len(read_journal(journal.path)) == 3
+    assert len(read_journal(journal.path, growing=True)) == 3
+    with pytest.raises(AtelierError, match=r"journal.jsonl:4: damaged"):  # a training that ended cut nothing
+        read_journal(journal.path)
     journal.truncate(length)
     assert read_journal(journal.path)[-1] == {"kimg": 0.6, "elbo": -2}
     assert read_journal(tmp_path / "none.jsonl") == []
@@ -28,7 +30,8 @@ def test_whole_lines_are_read_and_a_cut_one_is_not(tmp_path: Path) -> None:
     [
         *(b"", b"\0\0\0\0", b"{", b"[1]", b"null", b"3", b'{"elbo": 1}', b'{"kimg": "1"}', b'{"kimg": [1]}'),
         *(b'{"kimg": NaN}', b'{"kimg": 1, "elbo": Infinity}', b'{"kimg": 1' + b"0" * 400 + b"}", b"\xff\xfe"),
-        *(b"[" * 100_000, b'{"kimg": ' + b"9" * 5000 + b"}", b'{"kimg": null}'),
+        *(b"[" * 100_000, b'{"kimg": ' + b"9" * 5000 + b"}", b'{"kimg": null}', b'{"kimg": true}'),
+        *(b'{"kimg": 1}', b'{"kimg": 0.5}', b'{"kimg": 2, "more": 1}', b'{"kimg": 1, "kimg": 2}'),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
