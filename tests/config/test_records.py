@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,4 +41,18 @@ def test_a_record_larger_than_memory_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(40 * LIMIT_BYTES)
     with pytest.raises(AtelierError, match="larger than 64 MB"):
+        Registration.read(path, "atelier register gan")
+
+
+def test_a_record_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gan.json"
+    path.write_text(WHOLE)
+
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(
+        AtelierError, match=r"gan\.json: cannot be read \(Permission denied\); mend that, or run 'atelier"
+    ):
         Registration.read(path, "atelier register gan")

@@ -140,9 +140,7 @@ def test_images_of_another_size_than_the_card_says(made: Path) -> None:
     path = made / "data/prepared/own/train-images.npy"
     np.save(path, np.load(path)[:, 1:])
     sign(path)
-    with pytest.raises(
-        AtelierError, match=r"card\.json: does not fit train-images\.npy; run"
-    ):
+    with pytest.raises(AtelierError, match=r"card\.json: does not fit train-images\.npy; run"):
         open_split(made, "own", "train")
 
 

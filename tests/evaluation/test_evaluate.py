@@ -156,6 +156,7 @@ def test_a_damaged_reference_is_one_line_even_with_its_digest(
             evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
         assert "\n" not in str(raised.value)
         write_json(record, known)
+    assert re.search("make it again|atelier reference mnist", str(raised.value))
 
 
 def sheets_of(**arrays: Any) -> bytes:

@@ -65,11 +65,17 @@ class Record(Checked):
 
         Raises:
             InputError: if it is not there.
-            AtelierError: if it is damaged, or of another format.
+            AtelierError: if it cannot be read, is damaged, or of another format.
         """
         if not path.is_file():
             raise InputError(f"{path}: missing; run '{made_by}' first")
-        return cls.parse(read_limited(path, LIMIT_BYTES), str(path), f"run '{made_by}' again")
+        try:
+            content = read_limited(path, LIMIT_BYTES)
+        except OSError as error:
+            raise AtelierError(
+                f"{path}: cannot be read ({error.strerror}); mend that, or run '{made_by}' again"
+            ) from None
+        return cls.parse(content, str(path), f"run '{made_by}' again")
 
     @classmethod
     def parse(cls, content: bytes | str, origin: str, remedy: str) -> Self:
