@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import hashlib
 import io
 import json
@@ -42,12 +43,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT / "benchmarks"), str(PROJECT / "tests")]
 
 import kill_campaign  # noqa: E402
-import small_trainings  # noqa: E402
-from atelier.files import digest  # noqa: E402
 from hostile.answers import Server, real_mlflow  # noqa: E402
 from hostile.damages import MARKER  # noqa: E402
 from hostile.inputs import FORMATS, FULL, INPUTS, STOPPED, Input  # noqa: E402
 from kill_campaign import Campaign, leftovers, store  # noqa: E402
+
+import small_trainings  # noqa: E402
+from atelier.files import digest  # noqa: E402
 from own_pictures import picture_array, tar_of, write_pictures  # noqa: E402
 
 SECONDS, HANG_SECONDS = 30, 90
@@ -108,12 +110,13 @@ def _watch(root: Path, tmp: Path, outside: list[str]) -> None:
 
 def _command(arguments: list[str], environment: dict[str, str], folder: Path, stopping: bool) -> None:
     """`atelier ARGUMENTS` in a session of its own; what it took is written down at its end."""
+    import kubernetes.config.kube_config
+    import torch
+
     import atelier.cli
     import atelier.data.sources.download
     import atelier.pipelines.server
     import atelier.training.train
-    import kubernetes.config.kube_config
-    import torch
     from atelier.components.workspace import errors_in_one_line
 
     os.setsid()
@@ -274,7 +277,8 @@ class Hostile:
 
     def put_back(self, start: str) -> None:
         """Make the workspace what a state was, and all around it empty."""
-        self.states.put_back(start)
+        self.root.mkdir(exist_ok=True)
+        mirror(self.base / "states" / start, self.root)
         for name in ("tmp", "outside", "home"):
             shutil.rmtree(self.base / name, ignore_errors=True)
             (self.base / name).mkdir()
@@ -290,7 +294,9 @@ class Hostile:
         ]
         printed = {c for c in outcome.stdout + outcome.stderr if not c.isprintable() and c != "\n"}
         problems += [f"prints {sorted(printed)}"] if printed else []
-        problems += ["ran code of the input"] if any(self.base.rglob(MARKER)) else []
+        problems += (
+            ["ran code of the input"] if any((folder / MARKER).exists() for folder in (self.base, self.root)) else []
+        )
         problems += [f"wrote outside: {what}" for what in sorted(set(outcome.outside))]
         problems += [f"left in TMPDIR: {path.name}" for path in (self.base / "tmp").iterdir()]
         problems += [f"left at home: {path.name}" for path in (self.base / "home").iterdir()]
@@ -306,6 +312,28 @@ class Hostile:
         return problems + [f"{name} is left over" for name in sorted(left)]
 
 
+def mirror(source: Path, target: Path) -> None:
+    """Make a folder what another one is, by removing and copying what differs."""
+    wanted = {entry.name: entry for entry in os.scandir(source)}
+    for entry in list(os.scandir(target)):
+        if entry.name not in wanted or _mark(entry) != _mark(wanted[entry.name]):
+            shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+    for name, entry in wanted.items():
+        if entry.is_dir(follow_symlinks=False):
+            (target / name).mkdir(exist_ok=True)
+            mirror(source / name, target / name)
+        elif not os.path.lexists(target / name):
+            shutil.copy2(entry, target / name, follow_symlinks=False)
+
+
+def _mark(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    """What tells a file that was changed; of folders, that it is one."""
+    status = entry.stat(follow_symlinks=False)
+    return (
+        (status.st_mode,) if entry.is_dir(follow_symlinks=False) else (*status[:1], status.st_size, status.st_mtime_ns)
+    )
+
+
 def digests(root: Path, but: Path | None = None) -> dict[str, str]:
     """sha256 of each file that two equal executions leave equal, without reading one that is damaged."""
     found = {}
@@ -315,8 +343,15 @@ def digests(root: Path, but: Path | None = None) -> dict[str, str]:
             path = Path(folder, name)
             relative = path.relative_to(root).as_posix()
             if path != but and path.is_file() and not kill_campaign.OF_ONE_EXECUTION.match(relative):
-                found[relative] = digest(path)
+                status = path.stat()
+                found[relative] = _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
     return found
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest(path: Path, *_: int) -> str:
+    """The digest of a file, by what tells that it was changed."""
+    return digest(path)
 
 
 def registry(root: Path) -> Any:

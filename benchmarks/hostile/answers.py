@@ -21,9 +21,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from hostile.damages import DEEP, ESCAPES, HTML, changed
+
 import small_trainings
 from atelier.processes import end_with
-from hostile.damages import DEEP, ESCAPES, HTML, changed
 
 RUN_ID = "11111111-2222-3333-4444-555555555555"  # of the only run on Kubeflow's server
 

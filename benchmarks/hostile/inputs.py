@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atelier.files import folder_digest
 from hostile import damages
 from hostile.answers import RUN_ID
 from hostile.damages import Damage
 from ruamel.yaml import YAML
+
+from atelier.files import folder_digest
 
 FULL, STOPPED = "compare", "stopped"  # states of the workspace: after the whole pipeline; a training on its way
 FORMATS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "webp": "WEBP", "bmp": "BMP", "tif": "TIFF"}
