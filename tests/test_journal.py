@@ -6,6 +6,7 @@ import pytest
 
 from atelier.errors import AtelierError
 from atelier.journal import Journal, read_journal
+from atelier.training.publish import publish_record
 
 
 def test_whole_lines_are_read_and_a_cut_one_is_not(tmp_path: Path) -> None:
@@ -39,3 +40,15 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path.write_bytes(b'{"kimg": 1}\n' + line + b"\n")
     with pytest.raises(AtelierError, match=rf"{path}:2: damaged, not a line of figures; restore the file, or train"):
         read_journal(path)
+
+
+def test_a_record_of_times_larger_than_memory_is_not_published(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    weights = tmp_path / "models" / "gan" / "sampler.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    with (folder / "timing.jsonl").open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(AtelierError, match=r"timing\.jsonl: damaged, larger than 256 MB; remove it"):
+        publish_record(folder, tmp_path, "gan")

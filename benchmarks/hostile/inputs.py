@@ -118,6 +118,11 @@ def says_yaml(path: Path, before: bytes) -> bool:
         return False
 
 
+def or_absent(word: Callable[[Path, bytes], bool]) -> Callable[[Path, bytes], bool]:
+    """The same of a file that need not be there: one that is gone says nothing, which is right too."""
+    return lambda path, before: not path.exists() or word(path, before)
+
+
 def says(path: Path, before: bytes) -> bool:
     """Nothing in the file tells one value from another: what it says is so."""
     return True
@@ -189,7 +194,7 @@ KUBEFLOW = ("pipeline list", f"pipeline status {RUN_ID}", "schedule list", "sche
 S3 = source("s3://bucket/pictures.zip")
 FASHION = "ingest fashion-mnist"
 OWN_FASHION = f"{FASHION} --set ingest.paths.fashion-mnist=sources/fashion"
-OF_GAN, OF_VERSION = "models:/gan|gan: ", "mlartifacts/models/*/artifacts/data/atelier/model/"
+OF_GAN, OF_VERSION = "models:/gan|gan: |clone/pictures: no such", "mlartifacts/models/*/artifacts/data/atelier/model/"
 IN_RAW, CHECKPOINTS = "data/raw/", "checkpoints/"  # what a command that fails may have changed
 PREPARED, REFERENCE, RECORDS = "data/prepared/shapes/", "reference/shapes/", "runs/gan/*/"
 
@@ -236,9 +241,9 @@ INPUTS = (
     Input("report", "reports/gan/*.[pg][ni][gf]", damages.OTHER, ("compare",), says=says),
     # records of a run
     Input("RUN.json", "registry/gan.json", damages.JSON, MODEL[2:], says=says_json),
-    Input("version.json", f"{RECORDS}version.json", damages.JSON, MODEL[2:], says=says_json),
-    Input("mlflow.json", f"{RECORDS}mlflow.json", damages.JSON, ("register gan",), says=says_json),
-    Input("timing.jsonl", f"{RECORDS}timing.jsonl", damages.LINES, MODEL[2:], says=says_lines),
+    Input("version.json", f"{RECORDS}version.json", damages.JSON, MODEL[2:], says=or_absent(says_json)),
+    Input("mlflow.json", f"{RECORDS}mlflow.json", damages.JSON, ("register gan",), says=or_absent(says_json)),
+    Input("timing.jsonl", f"{RECORDS}timing.jsonl", damages.LINES, MODEL[2:], says=or_absent(says_lines)),
     # a training on its way
     *(
         Input("checkpoint", f"{CHECKPOINTS}gan/{name}", done, ("train gan",), STOPPED, may_change=CHECKPOINTS)

@@ -159,3 +159,17 @@ def sign(path: Path) -> None:
     card, (split, what) = read_json(path.parent / "card.json"), path.stem.split("-")
     card["splits"][split][f"{what}_sha256"] = digest(path)
     write_json(path.parent / "card.json", card)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xe9\xe8", b"file\n", b'"name","sha256"\n"a.png"\n', b'"name","sha256"\n"a.png', b'"name","sha256"\n"\0\n'],
+)
+def test_a_damaged_table_of_a_pack_is_one_line_even_with_its_digest(made: Path, content: bytes) -> None:
+    raw = made / "data/raw/own"
+    before = digest(raw / "files.csv")
+    (raw / "files.csv").write_bytes(content)
+    sums = raw / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(before, digest(raw / "files.csv")))
+    with pytest.raises(AtelierError, match=r"files\.csv: damaged, no table of name, sha256; run 'atelier ingest own'"):
+        prepare_again(made)

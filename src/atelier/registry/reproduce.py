@@ -175,4 +175,9 @@ def _atelier(clone: Path, recorded: ModelConfig, say: Callable[[str], None], *ar
     if recorded.threads:  # sums over another number of threads round differently
         environment["OMP_NUM_THREADS"] = str(recorded.threads)
     command = [sys.executable, "-m", "atelier", *arguments, "--root", str(clone)]
-    run(command, what=f"atelier {arguments[0]}", cwd=clone, env=environment, say=say)
+
+    def progress(line: str) -> None:
+        if not line.startswith("atelier: "):  # the error, which is told once
+            say(line)
+
+    run(command, what=f"atelier {arguments[0]}", cwd=clone, env=environment, say=progress)

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from atelier.config.records import ModelConfig
-from atelier.files import atomic_directory, digest, fsync, write_atomic
-from atelier.journal import record_folder
+from atelier.errors import AtelierError
+from atelier.files import atomic_directory, digest, fsync, read_limited, write_atomic
+from atelier.journal import LIMIT_BYTES, record_folder
 from atelier.pictures import SHEET_ROWS, SHEETS, pack_sheets, save_sheet
 from atelier.sampler import Sampler, draw_noise
 from atelier.tensors import save_tensors
@@ -46,4 +47,9 @@ def publish_record(folder: Path, root: Path, run: str) -> None:
     target = record_folder(root, run, digest(root / "models" / run / "sampler.safetensors"))
     for name in (TIMING, "mlflow.json"):
         if (folder / name).is_file():
-            write_atomic(target / name, (folder / name).read_bytes())
+            content = read_limited(folder / name, LIMIT_BYTES)
+            if len(content) > LIMIT_BYTES:
+                raise AtelierError(
+                    f"{folder / name}: damaged, larger than {LIMIT_BYTES >> 20} MB; remove it, and run this again"
+                )
+            write_atomic(target / name, content)
