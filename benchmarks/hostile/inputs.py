@@ -257,7 +257,16 @@ INPUTS = (
     # raw data
     Input("pack", "data/raw/shapes/*", damages.OTHER, ("prepare shapes", "data check shapes")),
     Input("pack", "data/raw/shapes/pictures.zip", damages.ZIP, ("prepare shapes",)),
-    Input("pack", "data/raw/shapes/*.csv", damages.TABLE, ("prepare shapes",), says=says, seal=seal_pack),
+    Input(
+        "pack",
+        "data/raw/shapes/*.csv",
+        damages.TABLE,
+        ("prepare shapes",),
+        FULL,
+        "raw/shapes/",
+        says=says,
+        seal=seal_pack,
+    ),
     Input("IDX", "data/raw/mnist/*.idx", damages.OTHER, ("prepare mnist",), says=says),
     Input("IDX", "sources/fashion/*", damages.OTHER, (OWN_FASHION,), names="sources/fashion"),
     # sources
@@ -325,6 +334,14 @@ INPUTS = (
         *("kubeconfig", "kubeconfig", damages.YAML_OF_OTHERS, (KUBEFLOW[1], f"pipeline logs {RUN_ID}"), "beginning"),
         *("kube|pods|cluster", "kubeflow", says),
     ),
-    Input("DVC metafile", "repository/*", damages.YAML_OF_OTHERS, ("pull",), names=r"repository|dvc", says=says),
+    Input(
+        "DVC metafile",
+        "repository/*",
+        damages.YAML_OF_OTHERS,
+        ("pull",),
+        names=r"repository|dvc",
+        says=says,
+        may_change="repository/[.]git/",
+    ),
     Input("DVC configuration", ".dvc/config", damages.OTHERS, (REPRODUCE,), names=f"config|{OF_GAN}"),
 )

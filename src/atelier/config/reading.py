@@ -56,14 +56,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
     except RecursionError:
-        raise InputError(f"{file}: is not valid YAML: nested too deep") from None
+        raise InputError(f"{file}: is not valid YAML: nested too deep; correct it") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
+        raise InputError(f"{file}:{where} is not valid YAML: {problem}; correct it") from None
     except ValueError as error:  # such as a whole number of 5,000 digits
-        raise InputError(f"{file}: is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{file}: is not valid YAML: {str(error).splitlines()[0]}; correct it") from None
     if not isinstance(raw, dict):
         raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
     _check_entries(raw, str(file))
