@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hostile import damages
 from hostile.answers import RUN_ID
 from hostile.damages import Damage
@@ -107,6 +109,15 @@ def says_lines(path: Path, before: bytes) -> bool:
             and all(alike(one, first) and one.keys() == lines[0].keys() for one in lines)
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def says_sheets(path: Path, before: bytes) -> bool:
+    """Arrays of the same shapes: there is no digest of what was drawn on the way."""
+    try:
+        with np.load(path) as now, np.load(io.BytesIO(before)) as then:
+            return [now[name].shape for name in then] == [then[name].shape for name in then]
+    except Exception:
         return False
 
 
@@ -216,7 +227,7 @@ INPUTS = (
         "safetensors", "models/vae/enc*.safetensors", damages.TENSORS, ("evaluate vae",), says=says, seal=seal_weights
     ),
     Input("journal.jsonl", "models/gan/journal.jsonl", damages.LINES, (MODEL[0], *MODEL[2:]), says=says_lines),
-    Input("pictures.npz", "models/gan/pictures.npz", damages.NPZ, MODEL[:1]),
+    Input("pictures.npz", "models/gan/pictures.npz", damages.NPZ, MODEL[:1], says=says_sheets),
     # prepared data
     Input("card.json", f"{PREPARED}card.json", damages.JSON, ("reference shapes", "data check shapes"), says=says_json),
     Input("card.json", f"{PREPARED}card.json", damages.JSON, MODEL[:1], says=says_json),

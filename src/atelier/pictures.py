@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +100,8 @@ def _shape_of(archive: zipfile.ZipFile, name: str, dtype: type) -> tuple[int, ..
     with archive.open(name) as file:
         np.lib.format.read_magic(file)
         shape, _, found = np.lib.format.read_array_header_1_0(file)
-    if found != dtype:
+        length = archive.getinfo(name).file_size - file.tell()
+    if found != dtype or length != math.prod(shape) * found.itemsize:
         raise ValueError(name)
     return shape
 

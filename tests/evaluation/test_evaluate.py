@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def sheets_of(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
+def longer_than_they_say(archive: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as whole, zipfile.ZipFile(buffer, "w") as longer:
+        for name in whole.namelist():
+            longer.writestr(name, whole.read(name) + bytes(100))
+    return buffer.getvalue()
+
+
 SHEET = np.zeros((2, 8, 10, 28, 28, 1), np.uint8)
 
 
@@ -177,6 +186,7 @@ SHEET = np.zeros((2, 8, 10, 28, 28, 1), np.uint8)
         sheets_of(images_seen=np.array([5, 5]), sheets=SHEET),
         sheets_of(images_seen=np.array([{}, None]), sheets=SHEET),
         sheets_of(images_seen=np.zeros(1 << 24, np.int64), sheets=SHEET),
+        longer_than_they_say(sheets_of(images_seen=np.arange(2), sheets=SHEET)),
     ],
 )
 def test_damaged_pictures_of_training_are_one_line(trained: Path, content: bytes) -> None:
