@@ -209,6 +209,7 @@ OF_GAN, OF_VERSION = "models:/gan|gan: |clone/pictures: no such", "mlartifacts/m
 IN_RAW, CHECKPOINTS = "data/raw/", "checkpoints/"  # what a command that fails may have changed
 PREPARED, REFERENCE, RECORDS = "data/prepared/shapes/", "reference/shapes/", "runs/gan/*/"
 
+OF_DATA = ("reference shapes", "evaluate gan")
 INPUTS = (
     *(
         Input("params.yaml", "params.yaml", damages.YAML_FILE, commands, start, says=says_yaml)
@@ -219,8 +220,10 @@ INPUTS = (
     ),
     Input("plan.json", "plan.json", damages.JSON, ("plan",)),
     # a trained model
-    Input("config.json", "models/gan/config.json", damages.JSON, MODEL, says=says_json),
-    Input("config.json", "models/vae/config.json", damages.JSON, ("evaluate vae",), says=says_json),
+    Input("config.json", "models/gan/config.json", damages.JSON, MODEL, FULL, "models/gan/", says=says_json),
+    Input(
+        "config.json", "models/vae/config.json", damages.JSON, ("evaluate vae",), FULL, "models/vae/", says=says_json
+    ),
     Input("safetensors", "models/gan/sampler.safetensors", damages.TENSORS, MODEL[:3]),
     Input("safetensors", "models/gan/sampler.safetensors", damages.TENSORS, MODEL[:2], says=says, seal=seal_weights),
     Input(
@@ -241,7 +244,7 @@ INPUTS = (
         may_change=CHECKPOINTS,
     ),
     Input("npy", f"{PREPARED}*.npy", damages.NPY, ("reference shapes", "data check shapes", "evaluate vae")),
-    Input("npy", f"{PREPARED}*.npy", damages.NPY, ("reference shapes", "evaluate gan"), says=says, seal=seal_card),
+    Input("npy", f"{PREPARED}*.npy", damages.NPY, OF_DATA, FULL, "reference.json: made", says=says, seal=seal_card),
     Input("npy", f"{PREPARED}train-*.npy", damages.NPY, ("train gan",), STOPPED, may_change=CHECKPOINTS),
     # reference and reports
     Input("reference", f"{REFERENCE}reference.json", damages.JSON, MODEL[:1], says=says_json),

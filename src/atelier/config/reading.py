@@ -53,8 +53,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raw = _yaml().load(content.decode())
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}; give a file of parameters by --params") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: cannot be read: {error}; save it as UTF-8") from None
     except RecursionError:
         raise InputError(f"{file}: is not valid YAML: nested too deep; correct it") from None
     except YAMLError as error:

@@ -127,9 +127,9 @@ def train_loop(
         position, steps.sums = _go_on(method, start_from, ranks, folder)
     if ranks.is_writer:
         pictures.mkdir(exist_ok=True)
-        for name in _names_in(pictures) if start_from else ():
-            if name not in start_from.sha256:  # of after the checkpoint, and perhaps cut by a kill
-                (folder / name).unlink()
+        if start_from is not None:
+            for name in set(_names_in(pictures)) - start_from.sha256.keys():
+                (folder / name).unlink()  # drawn after the checkpoint, and perhaps cut by a kill
         journal.truncate(start_from.journal_bytes if start_from else 0)
         timing.truncate(start_from.timing_bytes if start_from else 0)
         if start_from is None:
