@@ -239,7 +239,8 @@ class Hostile:
             arguments = command.split()
             if command == "pull":
                 arguments.append(commit(self.root / "repository"))
-            (self.base / "used").unlink(missing_ok=True)
+            for name in ("stdout", "stderr", "used"):
+                (self.base / name).write_text("")
             process = small_trainings.PRELOADED.Process(
                 target=_command, args=(arguments, self.environment(server), self.base, stopping)
             )
