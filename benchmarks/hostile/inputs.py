@@ -307,7 +307,7 @@ INPUTS = (
         )
     ),
     # MLflow
-    Input("MLflow artifact", f"{OF_VERSION}*", damages.OTHER, REGISTRY[:1], names=OF_GAN),
+    Input("MLflow artifact", f"{OF_VERSION}*", damages.OTHER, REGISTRY[:1], names=f"MLflow at|{OF_GAN}"),
     *(
         Input("MLflow artifact", OF_VERSION + name, done, commands, names=OF_GAN, says=word, seal=seal_package)
         for name, done, commands, word in (
