@@ -459,10 +459,16 @@ def api_client() -> client.ApiClient:
     from kubernetes import config
 
     configuration = client.Configuration()
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config(client_configuration=configuration)
-    else:
-        config.load_kube_config(client_configuration=configuration)
+    try:
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            config.load_kube_config(client_configuration=configuration)
+    except config.ConfigException:
+        raise
+    except Exception as error:  # of a damaged kubeconfig: yaml's, of values of other kinds, of bytes that are no text
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise config.ConfigException(f"the kubeconfig is damaged ({what}); correct it") from None
     configuration.retries = False  # retried here, until the deadline
     return client.ApiClient(configuration)
 

@@ -132,3 +132,9 @@ def test_names_that_are_not_ours_stay_on_one_line() -> None:
     assert shown("a\nb\x1b[2J\u202fé😀") == r"a\nb\x1b[2J\u202fé😀"
     assert shown("\udcff") == r"\udcff"
     assert str(AtelierError("x\ry")) == r"x\ry"
+
+
+def test_the_error_of_a_command_of_ours_bears_the_name_once() -> None:
+    code = "import sys; sys.exit('atelier: pictures: no such folder')"
+    with pytest.raises(AtelierError, match=r"^atelier ingest: pictures: no such folder$"):
+        run([sys.executable, "-c", code], what="atelier ingest")

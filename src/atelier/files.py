@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +68,19 @@ def owner(root: Path) -> Path:
             kept, found, _ = str(folder).partition("/.dvc/tmp/exps/")
             return Path(kept) / root.relative_to(folder) if found else root
     return root
+
+
+def read_limited(path: Path, limit_bytes: int) -> bytes:
+    """The content of a file; of a larger one a byte more than the limit, which tells it.
+
+    Raises:
+        OSError: if it cannot be read, or is a folder, a device or a pipe, which nobody may ever write to.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        return file.read(limit_bytes + 1)
 
 
 @contextmanager

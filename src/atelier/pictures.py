@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from atelier.errors import AtelierError
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
+SHEET_ROWS = 8  # of a class, or of as many columns where there are none
+SHEETS_LIMIT = 1001  # of a training: one before it, and as many as train.pictures may say
 SHEETS = "pictures.npz"  # of a model: what was drawn from fixed latents during its training
 
 
@@ -66,20 +68,42 @@ def pack_sheets(folder: Path, target: Path) -> None:
     target.write_bytes(buffer.getvalue())
 
 
-def load_sheets(path: Path, shape: tuple[int, int, int], remedy: str) -> list[tuple[int, Images]]:
-    """Read what `pack_sheets` wrote: images seen, and the sheet (rows, columns, *shape) that was drawn then.
+def load_sheets(path: Path, sheet: tuple[int, int, int, int, int], remedy: str) -> list[tuple[int, Images]]:
+    """Read what `pack_sheets` wrote: images seen, and the sheet (rows, columns, h, w, c) that was drawn then.
+
+    Args:
+        path: of the file.
+        sheet: the shape of each.
+        remedy: what to do, for the message.
 
     Raises:
         AtelierError: if it is missing or damaged.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(path)
         with np.load(path) as file:
+            # headers first: a file of any size may claim, and unpack to, more than fits in memory
+            count, *more = _shape_of(file.zip, "images_seen.npy", np.int64)
+            if more or not 0 < count <= SHEETS_LIMIT or _shape_of(file.zip, "sheets.npy", np.uint8) != (count, *sheet):
+                raise ValueError
             seen, sheets = file["images_seen"], file["sheets"]
-        if sheets.dtype != np.uint8 or sheets.shape != (*seen.shape, *sheets.shape[1:3], *shape) or not sheets.size:
+        if (np.diff(seen, prepend=-1) <= 0).any():
             raise ValueError
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # numpy, zipfile and zlib raise nearly anything of a damaged file
         raise AtelierError(f"{path}: missing or damaged; {remedy}") from None
     return list(zip(seen.tolist(), sheets, strict=True))
+
+
+def _shape_of(archive: zipfile.ZipFile, name: str, dtype: type) -> tuple[int, ...]:
+    """What the header of an array in an NPZ says; `ValueError` if it is of another type."""
+    with archive.open(name) as file:
+        np.lib.format.read_magic(file)
+        shape, _, found = np.lib.format.read_array_header_1_0(file)
+        length = archive.getinfo(name).file_size - file.tell()
+    if found != dtype or length != math.prod(shape) * found.itemsize:
+        raise ValueError(name)
+    return shape
 
 
 def save_gif(path: Path, frames: Sequence[Images], frame_milliseconds: int) -> None:

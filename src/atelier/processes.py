@@ -108,7 +108,7 @@ def run(
             assert process.stderr is not None
             try:
                 for line in process.stderr:
-                    last = line.strip() or last
+                    last = line.strip().removeprefix("atelier: ") or last  # of a command of ours
                     if say is not None:
                         say(line.rstrip("\n"))
             except BaseException:

@@ -53,7 +53,9 @@ class Sampler:
         config_path, weights = folder / "config.json", folder / "sampler.safetensors"
         for path in (config_path, weights):
             if not path.is_file():
-                raise InputError(f"{path}: missing; {folder} is not a trained model (models/RUN/)")
+                raise InputError(
+                    f"{path}: missing; {folder} is not a trained model, give the folder of one (models/RUN/)"
+                )
         config = ModelConfig.read(config_path, "atelier train")
         if digest(weights) != config.sampler_sha256:
             raise AtelierError(f"{weights}: altered, its sha256 is not the one in config.json; restore or retrain it")

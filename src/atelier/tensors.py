@@ -49,4 +49,6 @@ def load_weights(path: Path, network: nn.Module, of: str) -> None:
     try:
         network.load_state_dict(load_tensors(path))
     except RuntimeError as error:
-        raise AtelierError(f"{path}: does not fit {of}: {str(error).splitlines()[0]}") from None
+        # its first line names the class alone
+        what = " ".join(" ".join(str(error).splitlines()[1:]).split())[:200]
+        raise AtelierError(f"{path}: does not fit {of} ({what}); restore it, or make it again") from None

@@ -122,3 +122,12 @@ sys.exit(main())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "0 runs closed\n"), result.stderr
+
+
+def test_what_the_file_system_refuses_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("datasets: [mnist]\nruns: {}\n")
+    (tmp_path / "plan.json").mkdir()
+    command = [sys.executable, "-m", "atelier", "plan", "--root", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = f"atelier: {tmp_path}/plan.json: Is a directory; move that folder away, and run it again\n"
+    assert (result.returncode, result.stderr) == (1, told)

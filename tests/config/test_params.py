@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_a_file_that_is_no_parameter_file(tmp_path: Path, text: str, message: st
         load_params(tmp_path / "params.yaml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "larger than memory"])
+def test_what_cannot_be_a_parameter_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "params.yaml"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 1 << 42)
+    with pytest.raises(
+        InputError, match=r"params\.yaml: (cannot be read: .*is not a regular file|larger than 1 MB|.*a dir)"
+    ):
+        load_params(path)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from atelier.data import pack
 from atelier.data.arrays import open_split
 from atelier.data.prepare import prepare
 from atelier.errors import AtelierError
+from atelier.files import digest, read_json, write_json
 from own_pictures import make, write_pictures
 
 BY_FOLDER = "{side: 32, channels: 3, test_share: 0.3, classes: [cat, dog]}"
@@ -128,7 +129,47 @@ def test_a_damaged_array_is_one_line(made: Path, name: str) -> None:
 def test_labels_that_are_not_one_for_each_image(made: Path) -> None:
     path = made / "data/prepared/own/train-labels.npy"
     labels = np.load(path)
-    for wrong in (labels[1:], -labels, np.zeros((len(labels), 1), np.int64), labels.astype(np.int32)):
+    for wrong in (labels[1:], -labels, np.zeros((len(labels), 1), np.int64), labels.astype(np.int32), labels + 100):
         np.save(path, wrong)
-        with pytest.raises(AtelierError, match=r"train-labels\.npy: damaged"):
+        sign(path)
+        with pytest.raises(AtelierError, match=r"does not fit train-labels\.npy|train-labels\.npy: damaged"):
             open_split(made, "own", "train")
+
+
+def test_images_of_another_size_than_the_card_says(made: Path) -> None:
+    path = made / "data/prepared/own/train-images.npy"
+    np.save(path, np.load(path)[:, 1:])
+    sign(path)
+    with pytest.raises(AtelierError, match=r"card\.json: does not fit train-images\.npy; run"):
+        open_split(made, "own", "train")
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_bit_of_an_array_that_turned_is_not_trained_on(made: Path, name: str) -> None:
+    path = made / "data/prepared/own" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AtelierError, match=rf"{name}: altered, .*; run 'atelier prepare own' again"):
+        open_split(made, "own", name.partition("-")[0])  # type: ignore[arg-type]
+
+
+def sign(path: Path) -> None:
+    """Have the card say the digest of an array, as if it had been made like that."""
+    card, (split, what) = read_json(path.parent / "card.json"), path.stem.split("-")
+    card["splits"][split][f"{what}_sha256"] = digest(path)
+    write_json(path.parent / "card.json", card)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xe9\xe8", b"file\n", b'"name","sha256"\n"a.png"\n', b'"name","sha256"\n"a.png', b'"name","sha256"\n"\0\n'],
+)
+def test_a_damaged_table_of_a_pack_is_one_line_even_with_its_digest(made: Path, content: bytes) -> None:
+    raw = made / "data/raw/own"
+    before = digest(raw / "files.csv")
+    (raw / "files.csv").write_bytes(content)
+    sums = raw / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(before, digest(raw / "files.csv")))
+    with pytest.raises(AtelierError, match=r"files\.csv: damaged, no table of name, sha256; run 'atelier ingest own'"):
+        prepare_again(made)

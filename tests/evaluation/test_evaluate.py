@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,7 @@ def test_few_test_images_are_told(trained: Path) -> None:
 
 def test_pictures_of_training_have_the_images_that_are_measured(judged_workspace: Path) -> None:
     model = judged_workspace / "models/mnist-cvae"
-    sheets = load_sheets(model / SHEETS, (28, 28, 1), "train again")
+    sheets = load_sheets(model / SHEETS, (8, 10, 28, 28, 1), "train again")
     assert [path.name for path in sorted((model / "pictures").iterdir())] == [f"{seen:09d}.png" for seen, _ in sheets]
     assert [seen for seen, _ in sheets] == [0, 1000, 1500, 2000]
     for seen, sheet in sheets:
@@ -155,9 +157,38 @@ def test_a_damaged_reference_is_one_line_even_with_its_digest(
             evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
         assert "\n" not in str(raised.value)
         write_json(record, known)
+    assert re.search("make it again|atelier reference mnist", str(raised.value))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"{}", b"\x80\x04N."])
+def sheets_of(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def longer_than_they_say(archive: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as whole, zipfile.ZipFile(buffer, "w") as longer:
+        for name in whole.namelist():
+            longer.writestr(name, whole.read(name) + bytes(100))
+    return buffer.getvalue()
+
+
+SHEET = np.zeros((2, 8, 10, 28, 28, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"PK\x03\x04", b"{}", b"\x80\x04N."),
+        sheets_of(images_seen=np.arange(2)),
+        sheets_of(images_seen=np.arange(2), sheets=SHEET[:, :4]),
+        sheets_of(images_seen=np.array([5, 5]), sheets=SHEET),
+        sheets_of(images_seen=np.array([{}, None]), sheets=SHEET),
+        sheets_of(images_seen=np.zeros(1 << 24, np.int64), sheets=SHEET),
+        longer_than_they_say(sheets_of(images_seen=np.arange(2), sheets=SHEET)),
+    ],
+)
 def test_damaged_pictures_of_training_are_one_line(trained: Path, content: bytes) -> None:
     (trained / "models/mnist-cvae" / SHEETS).write_bytes(content)
     with pytest.raises(AtelierError, match=r"pictures\.npz: missing or damaged; run 'atelier train mnist-cvae' again"):

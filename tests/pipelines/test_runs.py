@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubeflow_server import KubeflowServer, kubeflow_server
 from kubernetes import client
+from kubernetes.config import kube_config
 from kubernetes_api import KubernetesApi, kubernetes_api
 
 from atelier.cli import main
 from atelier.errors import AtelierError
 from atelier.pipelines import runs, server
+from atelier.pipelines.runs import Pods
 
 RUN = "0a1b2c3d-run"
 Command = Callable[..., int]
@@ -241,3 +244,15 @@ def test_list_and_a_run_that_is_not_there(
     for command in ("status", "stop", "retry", "logs"):
         assert atelier("pipeline", command, "no-such-run") == 2
         assert "see 'atelier pipeline list'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe\x00", b"- 1\n", b"clusters: 3\ncurrent-context: a\n", b"a: " + b"[" * 5000]
+)
+def test_a_damaged_kubeconfig_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_bytes(content)
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    pods = Pods(None)
+    assert pods.unreachable
+    assert "\n" not in pods.unreachable

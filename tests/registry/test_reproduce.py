@@ -17,7 +17,7 @@ from atelier.errors import AtelierError
 from atelier.files import folder_digest
 from atelier.registry.lineage import COMMIT_TAG, DATA_TAG
 from atelier.registry.register import register
-from atelier.registry.reproduce import RecordedParams
+from atelier.registry.reproduce import RecordedParams, _pull
 from atelier.tracking import client
 
 PROJECT = Path(__file__).parents[2]
@@ -151,3 +151,14 @@ prepare: {{sets: {{own: {{side: 32, channels: 3{classes}}}}}}}
     for damaged in ("{", "[]", '{"runs": {}}', json.dumps(tag | {"ingest": {"paths": {"own": "/etc"}}})):
         with pytest.raises(AtelierError, match=r"^its tag: "):
             RecordedParams.parse(damaged, "its tag", "register it again")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[", b"\xff\xfe", b"[core]\n    \0remote = store\n", b"[cache]\n    dir = [\n    [x\n"]
+)
+def test_a_damaged_configuration_of_dvc_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_bytes(content)
+    with pytest.raises(AtelierError, match=r"/\.dvc/config: DVC cannot read its configuration .*; correct it") as told:
+        _pull(tmp_path, "0" * 32, tmp_path / "data", print)
+    assert "\n" not in str(told.value)

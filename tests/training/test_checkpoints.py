@@ -29,6 +29,7 @@ STATE: dict[str, Any] = {
     "ranks": [{}],
     "journal_bytes": 0,
     "timing_bytes": 0,
+    "sha256": {},
 }
 
 
@@ -52,7 +53,7 @@ class Hostile:
         return os.system, (f"touch {self.path}",)
 
 
-def signed(payload: bytes, version: str = "1") -> bytes:
+def signed(payload: bytes, version: str = str(checkpoints.FORMAT)) -> bytes:
     return checkpoints.MAGIC + f"{version} {digest_of(payload)}\n".encode() + payload
 
 
@@ -137,7 +138,9 @@ def test_only_broken_checkpoints_start_anew(folder: Path, said: Said) -> None:
 def test_newer_format_is_refused_and_kept(folder: Path, said: Said) -> None:
     newest = folder / "000000000064.checkpoint"
     newest.write_bytes(signed(saved(STATE), version="7"))
-    with pytest.raises(InputError, match=r"000000000064.checkpoint: written by a newer atelier; install"):
+    with pytest.raises(
+        InputError, match=r"000000000064.checkpoint: written by another atelier, in format 7 where .* install"
+    ):
         take_up(folder, IDENTITY, HERE, said)
     assert newest.exists()
 
@@ -160,18 +163,23 @@ def test_another_model_starts_anew_and_says_what_differs(folder: Path, said: Sai
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("damage", ["gone", "shorter", "altered"])
 @pytest.mark.parametrize("name", ["journal.jsonl", "timing.jsonl", "pictures/0000.png", "pictures/0002.png"])
 def test_a_checkpoint_without_the_files_that_belong_to_it_is_not_gone_on_from(
-    name: str, folder: Path, said: Said
+    name: str, damage: str, folder: Path, said: Said
 ) -> None:
-    files = {"journal_bytes": 5, "timing_bytes": 5, "pictures": ["0000.png", "0002.png"]}
+    names = ("journal.jsonl", "timing.jsonl", "pictures/0000.png", "pictures/0002.png")
+    for other in names:
+        (folder / other).write_text("12345")
+    files = {"journal_bytes": 5, "timing_bytes": 5, "sha256": dict.fromkeys(names, digest_of(b"12345"))}
     newest = checkpoints.Checkpoint(**STATE | files)
     checkpoints.save(folder, 64, newest, keep=2)
-    for other in ("journal.jsonl", "timing.jsonl", "pictures/0002.png"):
-        (folder / other).write_text("12345")
+    (folder / "journal.jsonl").write_text("12345 and what came after it")
     assert take_up(folder, IDENTITY, HERE, said) is not None
-    if name.endswith("jsonl"):
+    if damage == "shorter":
         (folder / name).write_text("1234")  # as a crash of the machine may leave it
+    elif damage == "altered":
+        (folder / name).write_text("12346")
     else:
         (folder / name).unlink()
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,16 @@ from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
 if TYPE_CHECKING:
     from atelier.config import Params
+
+
+# what helps against errors of the file system whose name does not say it
+REMEDIES = {
+    errno.EACCES: "allow this user to read and write there",
+    errno.EPERM: "allow this user to read and write there",
+    errno.EISDIR: "move that folder away",
+    errno.ENOTDIR: "move that file away",
+    errno.EROFS: "give --root of a place that can be written to",
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -232,7 +243,8 @@ def main() -> Any:
     except OSError as error:
         # a file that is written beside its place is told by its own name
         name = re.sub(r"/\.([^/]+?)(\.\d+)?\.partial(\.\w+)?$", r"/\1\3", str(error.filename or "file system"))
-        say(f"atelier: {name}: {error.strerror or error}")
+        remedy = REMEDIES.get(error.errno or 0)
+        say(f"atelier: {name}: {error.strerror or error}{f'; {remedy}, and run it again' if remedy else ''}")
         return 1
     except MemoryError as error:
         say(f"atelier: not enough memory: {error}")

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from atelier.errors import InputError
+from atelier.files import read_limited
 
 T = TypeVar("T")
 PLAIN_WORDS = {
@@ -46,23 +47,25 @@ def read_yaml(file: Path) -> dict[str, Any]:
         InputError: if it is not there, not YAML, or does not hold sections.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        if len(text) > LIMIT_BYTES:
-            raise InputError(f"{file}: larger than {LIMIT_BYTES >> 20} MB; it holds parameters, not data")
-        raw = _yaml().load(text)
+        content = read_limited(file, LIMIT_BYTES)
+        if len(content) > LIMIT_BYTES:
+            raise InputError(f"{file}: larger than {LIMIT_BYTES >> 20} MB; give a file of parameters, not of data")
+        raw = _yaml().load(content.decode())
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; run in the project's folder, or give --root or --params") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}; give a file of parameters by --params") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: cannot be read: {error}; save it as UTF-8") from None
     except RecursionError:
-        raise InputError(f"{file}: is not valid YAML: nested too deep") from None
+        raise InputError(f"{file}: is not valid YAML: nested too deep; correct it") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise InputError(f"{file}:{where} is not valid YAML: {problem}") from None
+        raise InputError(f"{file}:{where} is not valid YAML: {problem}; correct it") from None
     except ValueError as error:  # such as a whole number of 5,000 digits
-        raise InputError(f"{file}: is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{file}: is not valid YAML: {str(error).splitlines()[0]}; correct it") from None
     if not isinstance(raw, dict):
         raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
     _check_entries(raw, str(file))

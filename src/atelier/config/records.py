@@ -6,6 +6,7 @@ another format, is one line, and nothing behind it meets a value that it does no
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from pydantic import (
 
 from atelier.config.reading import sentence
 from atelier.errors import AtelierError, InputError
-from atelier.files import write_json
+from atelier.files import read_limited, write_json
 from atelier.models import MODELS, DataRange, ImageShape, Model
 from atelier.models.recipe import Checked, Count, CountOrNone, NotNegative, Recipe, Seed
 
@@ -35,6 +36,18 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, d
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
 Channels = Annotated[int, Field(ge=1, le=4)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
+class _KeyTwice(Exception):
+    """An object whose reader would have to choose."""
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> None:
+    seen = set[str]()
+    for key, _ in pairs:
+        if key in seen:
+            raise _KeyTwice(repr(key)[:100])
+        seen.add(key)
 
 
 class Record(Checked):
@@ -52,12 +65,16 @@ class Record(Checked):
 
         Raises:
             InputError: if it is not there.
-            AtelierError: if it is damaged, or of another format.
+            AtelierError: if it cannot be read, is damaged, or of another format.
         """
         if not path.is_file():
             raise InputError(f"{path}: missing; run '{made_by}' first")
-        with path.open("rb") as file:
-            content = file.read(LIMIT_BYTES + 1)
+        try:
+            content = read_limited(path, LIMIT_BYTES)
+        except OSError as error:
+            raise AtelierError(
+                f"{path}: cannot be read ({error.strerror}); mend that, or run '{made_by}' again"
+            ) from None
         return cls.parse(content, str(path), f"run '{made_by}' again")
 
     @classmethod
@@ -70,7 +87,11 @@ class Record(Checked):
         if len(content) > LIMIT_BYTES:
             raise AtelierError(f"{origin}: not {cls.what}: larger than {LIMIT_BYTES >> 20} MB; {remedy}")
         try:
-            return cls.model_validate_json(content)
+            record = cls.model_validate_json(content)
+            json.loads(content, object_pairs_hook=_keys_once)
+            return record
+        except _KeyTwice as error:
+            raise AtelierError(f"{origin}: damaged, it has the key {error} twice, {remedy}") from None
         except ValidationError as error:
             problems = error.errors(include_url=False)
             if any(problem["loc"] == ("format",) for problem in problems):

@@ -39,13 +39,35 @@ def read_card(root: Path, dataset: str) -> DataCard:
 
 
 def open_split(root: Path, dataset: str, split: Split) -> PreparedSplit:
-    """Open one split without reading its images into memory.
+    """Open one split without reading its images into memory, after comparing its files with the card.
 
     Raises:
         InputError: if it is not there.
-        AtelierError: if it is damaged.
+        AtelierError: if it is damaged, or not what the card says.
     """
-    folder = prepared_folder(root, dataset)
+    card, folder = read_card(root, dataset), prepared_folder(root, dataset)
+    said = card.splits[split]
+    for what, sha256 in (("images", said.images_sha256), ("labels", said.labels_sha256)):
+        path = folder / f"{split}-{what}.npy"
+        if path.is_file() and digest(path) != sha256:
+            raise AtelierError(
+                f"{path}: altered, its sha256 is not the one on the card; run 'atelier prepare {dataset}' again"
+            )
+    opened = _open(folder, dataset, split)
+    if opened.images.shape != (said.images, card.height, card.width, card.channels):
+        raise AtelierError(
+            f"{folder / 'card.json'}: does not fit {split}-images.npy; run 'atelier prepare {dataset}' again"
+        )
+    if (opened.labels is None) != (said.labels_sha256 is None) or (
+        opened.labels is not None and opened.labels.max(initial=0) >= len(card.class_names)
+    ):
+        raise AtelierError(
+            f"{folder / 'card.json'}: does not fit {split}-labels.npy; run 'atelier prepare {dataset}' again"
+        )
+    return opened
+
+
+def _open(folder: Path, dataset: str, split: Split) -> PreparedSplit:
     images = _open_array(folder / f"{split}-images.npy", dataset, np.uint8, dimensions=4)
     if not (path := folder / f"{split}-labels.npy").is_file():
         return PreparedSplit(images, None)
@@ -200,7 +222,7 @@ def check(dataset: str, root: Path) -> Found:
 
 def _check_split(dataset: str, root: Path, card: DataCard, split: Split, problems: list[str]) -> int:
     """Digests are right: what is left is a card that contradicts the arrays it names."""
-    opened, said = open_split(root, dataset, split), card.splits[split]
+    opened, said = _open(prepared_folder(root, dataset), dataset, split), card.splits[split]
     shape = (said.images, card.height, card.width, card.channels)
     where = f"{dataset}: {split}"
     if opened.images.shape != shape:

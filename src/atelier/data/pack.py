@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, InputError
-from atelier.files import digest
+from atelier.files import digest, read_limited
 from atelier.progress import watch
 
 if TYPE_CHECKING:  # at run time where it is needed: a worker that decodes pictures starts a third of a second earlier
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # at run time where it is needed: a worker that decodes pictu
 
 PACK, FILES, LEFT_OUT, SUMS = "pictures.zip", "files.csv", "left-out.csv", "SHA256SUMS"
 BLOCK_BYTES = 1 << 20
+SUMS_BYTES = 1 << 16
 LIMIT_BYTES = 64_000_000  # no picture below prepare.limit_megapixels is larger
 
 
@@ -159,7 +160,7 @@ def read_pack(folder: Path, dataset: str) -> Pack:
     sums = folder / SUMS
     if not sums.is_file():
         raise InputError(f"{sums}: missing; run 'atelier ingest {dataset}' first")
-    lines = re.findall(r"([0-9a-f]{64})  (.+)\n", sums.read_text(encoding="utf-8", errors="replace"))
+    lines = re.findall(r"([0-9a-f]{64})  (.+)\n", read_limited(sums, SUMS_BYTES).decode(errors="replace"))
     sha256 = {name: value for value, name in lines}
     for name in (PACK, FILES, LEFT_OUT):
         path = folder / name
@@ -167,17 +168,24 @@ def read_pack(folder: Path, dataset: str) -> Pack:
             raise AtelierError(
                 f"{path}: missing or altered since ingest wrote it; run 'atelier ingest {dataset}' again"
             )
-    files = [PackedFile(*row) for row in _read_table(folder / FILES)]
-    left_out = [
-        LeftOut(file, reason, is_picture == "True") for file, reason, is_picture in _read_table(folder / LEFT_OUT)
-    ]
+    files = [PackedFile(*row) for row in _read_table(folder / FILES, PackedFile, dataset)]
+    rows = _read_table(folder / LEFT_OUT, LeftOut, dataset)
+    left_out = [LeftOut(file, reason, is_picture == "True") for file, reason, is_picture in rows]
     pictures, tables = ([file for file in files if is_table(file.name) == kind] for kind in (False, True))
     return Pack(pictures, tables, left_out, sha256 | {SUMS: digest(sums)})
 
 
-def _read_table(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))[1:]
+def _read_table(path: Path, row: type, dataset: str) -> list[list[str]]:
+    """The rows that `_write_table` wrote; `AtelierError` if it did not."""
+    names = [field.name for field in fields(row)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file, strict=True)
+        if header == names and all(len(values) == len(names) for values in rows):
+            return rows
+    except (ValueError, csv.Error):
+        pass
+    raise AtelierError(f"{path}: damaged, no table of {', '.join(names)}; run 'atelier ingest {dataset}' again")
 
 
 class PackReader:

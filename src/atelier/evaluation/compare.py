@@ -23,12 +23,13 @@ from atelier.config.records import ModelConfig, Registration, Report, VersionRec
 from atelier.errors import AtelierError
 from atelier.evaluation.metrics import cautions, find_metric, metric_name
 from atelier.evaluation.narrative import narrative, speed, with_deviation
-from atelier.files import digest_of, to_json, write_atomic, write_json
-from atelier.journal import read_curves, read_journal, record_folder
+from atelier.files import digest_of, read_limited, to_json, write_atomic, write_json
+from atelier.journal import read_curves, read_timing, record_folder
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+CURVE_BYTES, PICTURE_BYTES = 16 << 20, 128 << 20  # no honest file of a report is larger
 Curves = dict[str, list[tuple[float, float]]]
 PICTURES = {
     "grid.png": "Samples, a row per class if it knows classes: the first ones, not chosen.",
@@ -168,7 +169,7 @@ def _collect(run: Run, root: Path) -> Compared:
         place=f"{run.name} {report.weights_sha256[:16]}",
         recipe=config.recipe.model_dump(),
         report=report,
-        timing=read_journal(record / "timing.jsonl"),
+        timing=read_timing(record / "timing.jsonl"),
         over_training=_read_curve(folder / "curves" / f"{metric_name('kid', report.extractor)}.csv", run.name),
         megabytes=(model / "sampler.safetensors").stat().st_size / 1e6,
         uri=_version(record / "version.json", registration),
@@ -188,8 +189,8 @@ def _version(path: Path, registration: Registration) -> str | None:
 def _read_curve(path: Path, run: str) -> list[tuple[float, float]]:
     """kimg and value of each line."""
     try:
-        with path.open(newline="") as file:
-            curve = [(float(kimg), float(value)) for kimg, value in list(csv.reader(file))[1:]]
+        rows = csv.reader(io.StringIO(read_limited(path, CURVE_BYTES)[:CURVE_BYTES].decode(), newline=""))
+        curve = [(float(kimg), float(value)) for kimg, value in list(rows)[1:]]
         if curve and all(math.isfinite(number) for line in curve for number in line):
             return curve
     except (OSError, ValueError, csv.Error):
@@ -198,8 +199,11 @@ def _read_curve(path: Path, run: str) -> list[tuple[float, float]]:
 
 
 def _data_uri(path: Path) -> str:
+    content = read_limited(path, PICTURE_BYTES)
+    if len(content) > PICTURE_BYTES:
+        raise AtelierError(f"{path}: damaged, larger than {PICTURE_BYTES >> 20} MB; run 'atelier evaluate' again")
     kind = path.suffix.removeprefix(".")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _of_dataset(runs: list[Compared]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from atelier.evaluation.neighbours import Nearest, nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
 from atelier.evaluation.report_files import ByClass, write_curves, write_pictures
 from atelier.files import atomic_directory, hold
-from atelier.pictures import SHEETS, Images, Labels, load_sheets
+from atelier.pictures import SHEET_ROWS, SHEETS, Images, Labels, load_sheets
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
 from atelier.sampler import Sampler
@@ -52,8 +52,9 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     sampler = Sampler.load(model_folder)
     reference = load_reference(root, run.dataset, params.extractors(run.dataset))
     vae = TrainedVae.load(sampler, model_folder)
-    shape = sampler.config.height, sampler.config.width, sampler.config.channels
-    sheets = load_sheets(model_folder / SHEETS, shape, f"run 'atelier train {run_name}' again")
+    config = sampler.config
+    sheet = SHEET_ROWS, len(config.class_names) or SHEET_ROWS, config.height, config.width, config.channels
+    sheets = load_sheets(model_folder / SHEETS, sheet, f"run 'atelier train {run_name}' again")
     train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
     asked: Labels | None = None
     if sampler.class_names:

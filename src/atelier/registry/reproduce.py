@@ -143,7 +143,13 @@ def _pull(root: Path, md5: str, target: Path, say: Callable[[str], None]) -> boo
         return False
     with tempfile.TemporaryDirectory(prefix="atelier-pull-") as name:
         folder = Path(name)
-        ours = Config(str((root / ".dvc").resolve()))
+        try:
+            ours = Config(str((root / ".dvc").resolve()))
+        except Exception as error:  # DVC's own, its parser's, and whatever a file leads to that is no text
+            what = " ".join(str(error).split())[:200]
+            raise AtelierError(
+                f"{root / '.dvc' / 'config'}: DVC cannot read its configuration ({what}); correct it"
+            ) from None
         cache = ours.get("cache", {}).get("dir") or str((root / ".dvc" / "cache").resolve())
         (folder / ".dvc").mkdir()
         with Config.init(str(folder / ".dvc")).edit() as config:
@@ -175,4 +181,9 @@ def _atelier(clone: Path, recorded: ModelConfig, say: Callable[[str], None], *ar
     if recorded.threads:  # sums over another number of threads round differently
         environment["OMP_NUM_THREADS"] = str(recorded.threads)
     command = [sys.executable, "-m", "atelier", *arguments, "--root", str(clone)]
-    run(command, what=f"atelier {arguments[0]}", cwd=clone, env=environment, say=say)
+
+    def progress(line: str) -> None:
+        if not line.startswith("atelier: "):  # the error, which is told once
+            say(line)
+
+    run(command, what=f"atelier {arguments[0]}", cwd=clone, env=environment, say=progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError
-from atelier.journal import read_journal
+from atelier.journal import read_journal, read_timing
 from atelier.tracking.runs import RunRecord, ensure_run
 from atelier.tracking.store import client, mlflow_errors, reason
 
@@ -23,7 +23,9 @@ POLL_SECONDS = 2.0
 MACHINE_SECONDS = 10.0  # between two looks at processor, memory, disk, network and GPU
 
 
-def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing: Path, sent: int) -> int:
+def send_journal(
+    mlflow_client: MlflowClient, run_id: str, journal: Path, timing: Path, sent: int, growing: bool = False
+) -> int:
     """Send the journal's lines of steps after `sent`, in batches; returns the last step that MLflow now has.
 
     A line's time is when it was written, so that sending it twice, after an answer that never came, changes nothing:
@@ -31,8 +33,8 @@ def send_journal(mlflow_client: MlflowClient, run_id: str, journal: Path, timing
     """
     from mlflow.entities import Metric
 
-    lines = read_journal(journal)
-    written = [line["unix"] for line in read_journal(timing)][: len(lines)]  # a time is written before its line
+    lines = read_journal(journal, growing)
+    written = [line["unix"] for line in read_timing(timing, growing)][: len(lines)]  # a time is written before its line
     written += [time.time()] * (len(lines) - len(written))  # a model that came without its times
     new = [pair for pair in zip(lines, written, strict=True) if _step(pair[0]) > sent]
     for start in range(0, len(new), LINES_PER_BATCH):
@@ -98,7 +100,7 @@ class Feed(threading.Thread):
                     mlflow_client = client(self.root)
                     self._watch_machine(run_id)
                     sent = last_step_sent(mlflow_client, run_id)
-                sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent)
+                sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent, growing=True)
                 if last_round:
                     self.machine.finish()
                     mlflow_client.set_terminated(run_id, status=self.status)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import platform
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ import atelier
 from atelier.config.reading import sentence
 from atelier.config.records import differences
 from atelier.errors import AtelierError, InputError
-from atelier.files import digest_of, remove_folder, write_atomic
+from atelier.files import digest, digest_of, read_limited, remove_folder, write_atomic
 from atelier.models.recipe import Checked, Count, CountOrNone
 from atelier.ranks import Ranks
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"ATELIER-CHECKPOINT "
 SUFFIX = ".checkpoint"
 JOURNAL, TIMING, PICTURES = "journal.jsonl", "timing.jsonl", "pictures"  # beside the checkpoints
@@ -36,7 +39,7 @@ class Checkpoint(Checked):
     ranks: list[dict[str, Any]]  # what each rank alone has: sums of figures, random states
     journal_bytes: CountOrNone
     timing_bytes: CountOrNone
-    pictures: list[str] = []  # their files
+    sha256: dict[str, str]  # of each file beside the checkpoints, as it was then, by its name in their folder
 
 
 class Damaged(AtelierError):
@@ -101,18 +104,26 @@ def read(path: Path) -> Checkpoint:
         Damaged: if it is not a whole checkpoint, or holds more than tensors and plain values.
         InputError: if it was written by a newer atelier.
     """
-    content = path.read_bytes()
-    header = content[:512].split(b"\n", 1)[0]
-    words = header.removeprefix(MAGIC).split(b" ")
-    if not header.startswith(MAGIC) or len(words) != 2 or not words[0].isdigit():
-        raise Damaged(f"{path}: not a checkpoint of atelier")
-    if int(words[0]) != FORMAT:
-        raise InputError(f"{path}: written by a newer atelier; install that one, or remove the file to go back")
-    payload = content[len(header) + 1 :]
-    if digest_of(payload).encode() != words[1]:
-        raise Damaged(f"{path}: damaged, its digest does not match")
+    if not path.is_file():
+        raise Damaged(f"{path}: not a file")
+    with path.open("rb") as file:
+        header = file.readline(512)
+        found = re.fullmatch(MAGIC + rb"([0-9]{1,9}) ([0-9a-f]{64})\n", header)
+        if found is None:
+            raise Damaged(f"{path}: not a checkpoint of atelier")
+        if int(found[1]) != FORMAT:
+            raise InputError(
+                f"{path}: written by another atelier, in format {int(found[1])} where this one has {FORMAT}; install "
+                "that one, or remove the file to go back"
+            )
+        # before it is read: what is none may be larger than memory
+        if hashlib.file_digest(file, "sha256").hexdigest().encode() != found[2]:
+            raise Damaged(f"{path}: damaged, its digest does not match")
+        file.seek(len(header))
+        payload = file.read()
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of other kinds of pickles
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception:  # a forged payload can make the reader fail in any way
         raise Damaged(f"{path}: holds more than tensors and plain values, or is not readable") from None
     try:
@@ -169,10 +180,13 @@ def take_up(
 
 
 def _gone(folder: Path, checkpoint: Checkpoint) -> str:
-    """A file that was there when a checkpoint was saved, and is not any more, or is shorter; empty if there is none."""
-    for name, length in ((JOURNAL, checkpoint.journal_bytes), (TIMING, checkpoint.timing_bytes)):
-        path = folder / name
-        if not path.is_file() or path.stat().st_size < length:
-            return name
-    names = (f"{PICTURES}/{name}" for name in checkpoint.pictures)
-    return next((name for name in names if not (folder / name).is_file()), "")
+    """A file that was there when a checkpoint was saved, and is not any more, or is another; empty if there is none."""
+    lengths = {JOURNAL: checkpoint.journal_bytes, TIMING: checkpoint.timing_bytes}
+    return next((n for n, was in checkpoint.sha256.items() if sha256_of(folder / n, lengths.get(n)) != was), "")
+
+
+def sha256_of(path: Path, length: int | None) -> str:
+    """sha256 of a file, or of its beginning; empty if there is no such file, or it is shorter."""
+    if not path.is_file() or path.stat().st_size < (length or 0):
+        return ""
+    return digest(path) if length is None else digest_of(read_limited(path, length)[:length])

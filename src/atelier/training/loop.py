@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atelier.config import Train
 from atelier.errors import AtelierError, Terminated
+from atelier.files import digest
 from atelier.journal import Journal
 from atelier.pictures import sheet_name
 from atelier.ranks import Agreement, Ranks, Reading
@@ -79,6 +80,7 @@ def train_loop(
     steps = choose_steps(method, data, ranks, batch, settings.cuda_graph, say)
     journal, timing = Journal(folder / JOURNAL), Journal(folder / TIMING)
     pictures = folder / PICTURES
+    drawn = dict[str, str]()  # the digest of each picture, which stays as it is
 
     def save_checkpoint() -> None:
         sums = steps.sums if position.step > position.tick_step else {}
@@ -86,24 +88,24 @@ def train_loop(
             _refuse_not_finite(ranks.mean(sums).figures(), position.images, folder)
         position.seconds = seconds_before + time.monotonic() - start
         of_ranks = ranks.gather({"sums": sums} | _random_states(ranks.device))
-        ranks.by_writer(
-            lambda: checkpoints.save(
-                folder,
-                position.images,
-                Checkpoint(
-                    identity=identity,
-                    environment=environment,
-                    threads=torch.get_num_threads(),
-                    method=method.state_dict(),
-                    position=vars(position),
-                    ranks=of_ranks,
-                    journal_bytes=journal.bytes(),
-                    timing_bytes=timing.bytes(),
-                    pictures=sorted(path.name for path in pictures.iterdir()),
-                ),
-                settings.checkpoints_kept,
+
+        def save() -> None:
+            lengths = {JOURNAL: journal.bytes(), TIMING: timing.bytes()}
+            drawn.update({n: digest(folder / n) for n in _names_in(pictures) if n not in drawn})
+            checkpoint = Checkpoint(
+                identity=identity,
+                environment=environment,
+                threads=torch.get_num_threads(),
+                method=method.state_dict(),
+                position=vars(position),
+                ranks=of_ranks,
+                journal_bytes=lengths[JOURNAL],
+                timing_bytes=lengths[TIMING],
+                sha256=drawn | {name: checkpoints.sha256_of(folder / name, was) for name, was in lengths.items()},
             )
-        )
+            checkpoints.save(folder, position.images, checkpoint, settings.checkpoints_kept)
+
+        ranks.by_writer(save)
 
     def end_tick(tick: Tick) -> None:
         nonlocal tick_start
@@ -125,6 +127,9 @@ def train_loop(
         position, steps.sums = _go_on(method, start_from, ranks, folder)
     if ranks.is_writer:
         pictures.mkdir(exist_ok=True)
+        if start_from is not None:
+            for name in set(_names_in(pictures)) - start_from.sha256.keys():
+                (folder / name).unlink()  # drawn after the checkpoint, and perhaps cut by a kill
         journal.truncate(start_from.journal_bytes if start_from else 0)
         timing.truncate(start_from.timing_bytes if start_from else 0)
         if start_from is None:
@@ -169,6 +174,10 @@ def train_loop(
         save_checkpoint()
         if terminated():
             raise Terminated(TERMINATED)
+
+
+def _names_in(pictures: Path) -> list[str]:
+    return sorted(f"{PICTURES}/{path.name}" for path in pictures.iterdir() if path.is_file())
 
 
 def _go_on(method: Method, checkpoint: Checkpoint, ranks: Ranks, folder: Path) -> tuple[Position, dict[str, Tensor]]:

@@ -8,22 +8,21 @@ from pathlib import Path
 import torch
 
 from atelier.config.records import ModelConfig
-from atelier.files import atomic_directory, digest, fsync, write_atomic
-from atelier.journal import record_folder
-from atelier.pictures import SHEETS, pack_sheets, save_sheet
+from atelier.errors import AtelierError
+from atelier.files import atomic_directory, digest, fsync, read_limited, write_atomic
+from atelier.journal import LIMIT_BYTES, record_folder
+from atelier.pictures import SHEET_ROWS, SHEETS, pack_sheets, save_sheet
 from atelier.sampler import Sampler, draw_noise
 from atelier.tensors import save_tensors
 from atelier.training.checkpoints import JOURNAL, PICTURES, TIMING
 from atelier.training.method import Method
 
-PICTURES_PER_CLASS = 8
-
 
 def draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
     """A sheet from latents that are the same all through training, a column a class."""
-    classes = len(config.class_names) or PICTURES_PER_CLASS
-    labels = torch.arange(classes).repeat(PICTURES_PER_CLASS) if config.class_names else None
-    noise = draw_noise(classes * PICTURES_PER_CLASS, config.noise, seed=0)
+    classes = len(config.class_names) or SHEET_ROWS
+    labels = torch.arange(classes).repeat(SHEET_ROWS) if config.class_names else None
+    noise = draw_noise(classes * SHEET_ROWS, config.noise, seed=0)
     images = Sampler(method.sampling_network(), config).render(noise, labels)
     save_sheet(path, images, columns=classes)
     for file in (path, path.with_suffix(".npy")):
@@ -48,4 +47,9 @@ def publish_record(folder: Path, root: Path, run: str) -> None:
     target = record_folder(root, run, digest(root / "models" / run / "sampler.safetensors"))
     for name in (TIMING, "mlflow.json"):
         if (folder / name).is_file():
-            write_atomic(target / name, (folder / name).read_bytes())
+            content = read_limited(folder / name, LIMIT_BYTES)
+            if len(content) > LIMIT_BYTES:
+                raise AtelierError(
+                    f"{folder / name}: damaged, larger than {LIMIT_BYTES >> 20} MB; remove it, and run this again"
+                )
+            write_atomic(target / name, content)

@@ -1,0 +1,58 @@
+"""Records that are damaged, each in a way that a lenient reader would pass over."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from atelier.config.records import LIMIT_BYTES, Registration
+from atelier.errors import AtelierError
+
+WHOLE = json.dumps({"format": 1, "name": "gan", "weights_sha256": "0" * 64, "report_sha256": "1" * 64})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WHOLE.replace('"name": "gan"', '"name": "gan", "name": "vae"'),
+        WHOLE.replace('"name": "gan"', '"name": "gan", "name": "gan"'),
+        WHOLE[:-1] + "}}",
+        WHOLE + WHOLE,
+        "\ufeff" + WHOLE,
+        WHOLE.replace('"gan"', "NaN"),
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gan.json"
+    path.write_text(text)
+    with pytest.raises(AtelierError, match=r"gan\.json: .*run 'atelier register gan' again") as raised:
+        Registration.read(path, "atelier register gan")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+def test_a_record_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "gan.json"
+    with path.open("wb") as file:
+        file.truncate(40 * LIMIT_BYTES)
+    with pytest.raises(AtelierError, match="larger than 64 MB"):
+        Registration.read(path, "atelier register gan")
+
+
+def test_a_record_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gan.json"
+    path.write_text(WHOLE)
+
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(
+        AtelierError, match=r"gan\.json: cannot be read \(Permission denied\); mend that, or run 'atelier"
+    ):
+        Registration.read(path, "atelier register gan")
