@@ -37,9 +37,11 @@ COPY --from=listing /sbom.json /
 FROM packages AS project
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-# the package reaches them by links
+# the package reaches these by links
 COPY components components
 COPY pipelines pipelines
+COPY deploy deploy
+COPY docs docs
 RUN python3 -m pip --python /opt/packages/bin/python install --quiet --no-deps --no-build-isolation --no-compile \
     --target /opt/atelier . \
     && /opt/packages/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/atelier

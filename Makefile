@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup demo test lint lock server image image-test sbom audit
+.PHONY: setup demo test lint lock dist server image image-test sbom audit
 
 setup: .venv/installed
 
@@ -31,13 +31,18 @@ lint: setup
 server: setup
 	python deploy/server.py
 
+# what people install: a wheel, and the archive of sources that it is built from; the same bytes for the same commit
+dist: setup
+	pip install --quiet uv
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) uv build --quiet --clear --out-dir dist
+
 # renews both locks, what runs and what developing adds; versions that are in them stay where they still fit
 UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
 	--custom-compile-command "make lock"
 lock: setup
 	pip install --quiet uv
-	$(UV_COMPILE) --output-file requirements.lock
-	$(UV_COMPILE) --extra dev --extra server --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV_COMPILE) --extra kubeflow --extra kaggle --extra postgres --output-file requirements.lock
+	$(UV_COMPILE) --extra dev --extra all --constraint requirements.lock --output-file requirements-dev.lock
 
 # the image of this commit; VARIANT=cpu for machines without a GPU
 IMAGE ?= atelier

@@ -1,4 +1,8 @@
 """Kubeflow: the stages as components, and what runs in their pods.
 
-Nothing is imported here: in a pod kfp is without what components are made with.
+No module of them is imported here: in a pod kfp is without what components are made with.
 """
+
+from atelier.extras import require_extra
+
+require_extra("kubeflow")

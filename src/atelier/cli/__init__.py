@@ -15,6 +15,7 @@ from atelier import __version__
 from atelier.cli.options import require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample
+from atelier.cli.workspace import demo, docs, init
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def models(as_json: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-for command in (sample, promote, rollback, history, reproduce, pipeline, schedule):
+for command in (init, demo, docs, sample, promote, rollback, history, reproduce, pipeline, schedule):
     app.add_command(command)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
 
 from atelier.errors import AtelierError, InputError
+from atelier.extras import require_extra
 from atelier.files import owner
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ PLACES = {
     "logged_models": "artifact_location",
     "model_versions": "storage_location",
 }
+POSTGRES = ("postgresql://", "postgresql+psycopg2://")
 URI_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 USER_INFO = re.compile(r"(\w[\w+.-]*://)[^\s/?#'\"]*@")
@@ -123,8 +125,10 @@ def check_uri(uri: str, name: str) -> None:
     """Refuse an address that MLflow would read otherwise than it was meant, and repeat parts of a password.
 
     Raises:
-        InputError: naming `name`, where it was given.
+        InputError: naming `name`, where it was given; or if the database's driver is not installed.
     """
+    if uri.startswith(POSTGRES):
+        require_extra("postgres")
     if not uri.startswith(("http://", "https://")):
         return
     try:

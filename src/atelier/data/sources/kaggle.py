@@ -6,17 +6,19 @@ from pathlib import Path
 
 from atelier.data.sources.archive import Request
 from atelier.errors import AtelierError, InputError
+from atelier.extras import require_extra
 
 
 def from_kaggle(handle: str, request: Request) -> Path:
     """Download a data set with credentials from the environment, and return its folder.
 
     Raises:
-        InputError: if `handle` cannot be the name of one.
+        InputError: if `handle` cannot be the name of one, or kagglehub is not installed.
         AtelierError: if it cannot be fetched.
     """
     if not re.fullmatch(r"[\w-]+/[\w-]+(/versions/\d+)?", handle):
         raise InputError(f"{request.key}: 'kaggle://{handle}' must be kaggle://OWNER/NAME")
+    require_extra("kaggle")
     import logging
 
     logging.getLogger("kagglehub").setLevel(logging.ERROR)

@@ -1,0 +1,71 @@
+"""Commands that make a workspace of one's own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from atelier.cli.options import say
+from atelier.errors import AtelierError
+
+
+def with_workspace(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the folder of a new workspace, and what `atelier.init.init` asks beside it."""
+    for option in (
+        click.option("--git/--no-git", "is_git", default=True, show_default=True, help="Make it a git repository."),
+        click.option("--model", metavar="NAME", help="Of 'atelier models'; a GAN and a VAE if left out."),
+        click.option(
+            "--dataset",
+            default="mnist",
+            show_default=True,
+            metavar="NAME|FOLDER",
+            help="mnist, fashion-mnist, pokemon, pokemon-types, or a folder or archive of your pictures.",
+        ),
+        click.argument("folder", type=Path),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@with_workspace
+def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
+    """Write a workspace to FOLDER: parameters, pipeline, image, CI and cluster, for you to commit.
+
+    A file that is there already is never changed.
+    """
+    from atelier.init import init
+
+    init(folder, dataset, model, is_git)
+    print(folder)
+    say(f"next: cd {shlex.quote(str(folder))} && dvc repro")
+
+
+@click.command()
+@with_workspace
+def demo(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
+    """Write a workspace to FOLDER and run its pipeline: 'atelier init', then 'dvc repro'."""
+    from atelier.init import init
+
+    init(folder, dataset, model, is_git)
+    # the stages' command is the one beside this Python, which uvx and pipx have on no PATH
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command = [sys.executable, "-m", "dvc", "repro"]
+    code = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, check=False).returncode
+    if code:
+        raise AtelierError(f"{folder}: dvc repro ended with {code}; run it again there")
+    print(folder / "reports" / "index.html")
+
+
+@click.command()
+def docs() -> None:
+    """Print the folder of the manual."""
+    import atelier
+
+    print(Path(atelier.__file__).parent / "docs")

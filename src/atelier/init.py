@@ -1,0 +1,155 @@
+"""`atelier init`: a workspace that a team commits, from templates: parameters, pipeline, image, CI, cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import atelier
+from atelier.config import CLASSIFIER, LITE0, load_params
+from atelier.config.catalogue import DATASETS
+from atelier.config.reading import nearest
+from atelier.data.look import look
+from atelier.errors import InputError
+from atelier.evaluation.metrics import metric_name
+from atelier.extras import DISTRIBUTION
+from atelier.files import LITTER, atomic_directory, files_below, write_atomic
+from atelier.models import MODELS
+from atelier.processes import run
+from atelier.tracking.origin import git
+
+PACKAGE = Path(__file__).parent
+PARAMS = "params.yaml"
+# file of a workspace → its template
+FILES = {
+    ".dockerignore": "dockerignore",
+    ".dvc/.gitignore": "dvc_gitignore",
+    ".dvc/config": "dvc_config",
+    ".dvcignore": "dvcignore",
+    ".github/workflows/atelier.yaml": "workflow.yaml",
+    ".gitignore": "gitignore",
+    "Dockerfile": "Dockerfile",
+    "README.md": "README.md",
+    "deploy/kustomization.yaml": "kustomization.yaml",
+    "dvc.yaml": "dvc.yaml",
+    PARAMS: "params.yaml",
+    "requirements.txt": "requirements.txt",
+}
+BOTH_KINDS = ("cgan", "cvae")
+
+
+def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
+    """Write a workspace; what is there already is never changed.
+
+    Args:
+        folder: the workspace, new or not.
+        dataset: name of a published one, or a folder or archive of pictures.
+        model: that is trained on it; a GAN and a VAE if None.
+        is_git: whether to make the folder a git repository, unless it lies in one.
+
+    Raises:
+        InputError: if a file is there already, or data set or model cannot be; nothing is written then.
+        AtelierError: if git cannot make a repository.
+    """
+    texts = _texts(_values(folder, dataset, [model] if model else BOTH_KINDS, is_git))
+    if existing := next((name for name in texts if os.path.lexists(folder / name)), None):
+        raise InputError(f"{folder / existing}: exists, and nothing is overwritten; give another folder, or move it")
+    with tempfile.TemporaryDirectory() as name:
+        trial = Path(name) / PARAMS
+        trial.write_text(texts[PARAMS], encoding="utf-8")
+        load_params(trial)
+    written = list[Path]()
+    with nullcontext(folder) if folder.exists() else atomic_directory(folder) as target:
+        try:
+            for name, text in texts.items():
+                write_atomic(target / name, text)
+                written.append(target / name)
+            if is_git and git(target, "rev-parse", "--git-dir") is None:
+                run(["git", "init", "--quiet", str(target)], what=f"{folder}: no git repository (--no-git: without)")
+        except BaseException:
+            for path in written:
+                path.unlink()
+            raise
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A template with its places filled.
+
+    Raises:
+        jinja2.UndefinedError: if one is left.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PACKAGE / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return str(environment.get_template(template).render(values))
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a workspace and what they hold."""
+    base = PACKAGE / "deploy" / "base"
+    manifests = {
+        f"deploy/base/{path.relative_to(base).as_posix()}": path.read_text("utf-8") for path in files_below(base)
+    }
+    return {name: render(template, values) for name, template in FILES.items()} | manifests
+
+
+def _values(folder: Path, dataset: str, models: Sequence[str], is_git: bool) -> dict[str, Any]:
+    """What the templates are filled with."""
+    for model in models:
+        if model not in MODELS:
+            raise InputError(f"--model {model}: unknown{nearest(model, MODELS)}")
+    name, paths, sets, has_labels = _data(folder, dataset)
+    distance = metric_name("fd", CLASSIFIER if has_labels else LITE0)
+    return {
+        "name": folder.resolve().name,
+        "image": _name(folder.resolve().name).lower(),
+        "dataset": name,
+        "models": [{"name": model, "kimg": f"{MODELS[model].recipe.kimg:g}"} for model in models],
+        "run": f"{name}-{models[0]}",
+        "paths": paths,
+        "sets": sets,
+        "distance": distance,
+        "at_most": f"{{{distance}: 10}}" if has_labels else "{}",
+        "is_git": is_git,
+        "has_code": False,
+        "litter": LITTER,
+        "distribution": DISTRIBUTION,
+        "version": atelier.__version__,
+    }
+
+
+def _data(folder: Path, dataset: str) -> tuple[str, str, str, bool]:
+    """Of a data set: its name, `ingest.paths` and `prepare.sets` in YAML, and whether it has labels."""
+    if dataset in DATASETS:
+        return dataset, "{}", "{}", bool(DATASETS[dataset].class_names)
+    source, workspace = Path(dataset).resolve(), folder.resolve()
+    if not source.exists():
+        raise InputError(f"--dataset {dataset}: no such folder, and not published{nearest(dataset, DATASETS)}")
+    settings = look(source)
+    name = _name(source.name.partition(".")[0])
+    name = f"my-{name}" if name in DATASETS else name
+    # so that the workspace can be moved
+    path = source.relative_to(workspace) if source.is_relative_to(workspace) else source
+    return name, _flow({name: str(path)}), f"{{{name}: {_flow(settings)}}}", "classes" in settings
+
+
+def _name(text: str) -> str:
+    """What params.yaml takes for a name, and in lower case a registry of images."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "pictures"
+
+
+def _flow(section: Mapping[str, Any]) -> str:
+    """A section in a line of YAML."""
+    return f"{{{', '.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in section.items())}}}"
