@@ -110,13 +110,16 @@ METHODS = {"gan": "atelier.training.gan", "vae": "atelier.training.vae"}
 
 
 def plan(params: Params, root: Path) -> Path:
-    """Write `plan.json`.
+    """Write `plan.json`, and remove what was registered of runs that are no more.
 
     Raises:
         AtelierError: if a module is missing or no Python.
     """
     path = root / PLAN
     write_json(path, entries(params))
+    for leftover in (root / "registry").glob("*.json"):
+        if leftover.stem not in params.runs:  # or `compare` would depend on a run that is no more
+            leftover.unlink()
     return path
 
 

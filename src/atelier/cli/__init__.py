@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atelier import __version__
-from atelier.cli.options import require_root, root_option, say, show, with_params
+from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample
+from atelier.cli.runs import runs
 from atelier.cli.workspace import demo, docs, init
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
@@ -159,31 +160,12 @@ def models(as_json: bool) -> None:
         labels = f"{entry.labels} (off)" if entry.labels == "optional" and not entry.recipe.labels else entry.labels
         networks = ", ".join(f"{role} {count:,}" for role, count in counts[name].items())
         rows.append((name, image, ranges[entry.data_range], labels, networks, entry.source))
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in aligned(rows):
+        print(line)
 
 
-for command in (init, demo, docs, sample, promote, rollback, history, reproduce, pipeline, schedule):
+for command in (init, demo, docs, sample, promote, rollback, history, reproduce, runs, pipeline, schedule):
     app.add_command(command)
-
-
-@app.group()
-def runs() -> None:
-    """Look after MLflow runs."""
-
-
-@runs.command("close")
-@click.option(
-    "--older-than", "hours", type=click.FloatRange(min=0), help="Hours; also those of other machines that are older."
-)
-@root_option
-def close(hours: float | None, root: Path) -> None:
-    """End as KILLED the runs that killed trainings left RUNNING."""
-    require_root(root)
-    from atelier.tracking.runs import close_runs
-
-    print(f"{close_runs(root, say, hours)} runs closed")
 
 
 @app.group()

@@ -1,0 +1,83 @@
+"""`atelier runs …`: the runs of a workspace."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
+
+if TYPE_CHECKING:
+    from atelier.config import Params
+
+
+@click.group()
+def runs() -> None:
+    """Look after runs: what the workspace holds of them, and MLflow's."""
+
+
+@runs.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known as JSON.")
+@with_params
+def list_command(as_json: bool, params: Params, root: Path) -> None:
+    """List the runs: how far each has come, and those that params.yaml has no more."""
+    from atelier.runs import COLUMNS, run_states
+
+    found = run_states(params, root)
+    if as_json:
+        show(json.dumps([dataclasses.asdict(one) for one in found]))
+        return
+    for line in aligned([COLUMNS, *(one.line for one in found)]):
+        show(line)
+
+
+@runs.command("show")
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@with_params
+def show_command(run: str, as_json: bool, params: Params, root: Path) -> None:
+    """Show one run: what it is, its metrics, what of it lies in the workspace."""
+    from atelier.runs import run_state
+
+    found = dataclasses.asdict(run_state(run, params, root))
+    if as_json:
+        show(json.dumps(found))
+        return
+    metrics = found.pop("metrics")
+    for line in aligned([(name, "–" if value in (None, "") else str(value)) for name, value in found.items()]):
+        show(line)
+    for line in aligned([(name, f"{value:.4g}") for name, value in metrics.items()] or [("no metrics",)]):
+        show(f"  {line}")
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Remove it; else only what would go is said.")
+@with_params
+def delete(run: str, yes: bool, params: Params, root: Path) -> None:
+    """Remove what the workspace holds of a run that params.yaml has no more.
+
+    Its versions and runs in MLflow stay, and so does what DVC's cache holds.
+    """
+    from atelier.runs import delete
+
+    for path in delete(run, params, root, really=yes):
+        show(str(path))
+    say(f"{run}: removed" if yes else f"{run}: nothing was removed; --yes removes these")
+
+
+@runs.command("close")
+@click.option(
+    "--older-than", "hours", type=click.FloatRange(min=0), help="Hours; also those of other machines that are older."
+)
+@root_option
+def close(hours: float | None, root: Path) -> None:
+    """End as KILLED the runs that killed trainings left RUNNING."""
+    require_root(root)
+    from atelier.tracking.runs import close_runs
+
+    print(f"{close_runs(root, say, hours)} runs closed")
