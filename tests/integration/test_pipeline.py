@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from atelier.files import folder_digest, read_json
+from atelier.init import render
 from own_pictures import write_params, write_pictures
 
 PROJECT = Path(__file__).parents[2]
@@ -130,6 +131,20 @@ def test_one_training_parameter_reruns_that_model_and_nothing_else(checkout: Pat
     assert run(checkout, environment, "git", "status", "--porcelain") == ""
 
 
+def test_a_run_that_is_taken_out_is_gone_from_the_report(checkout: Path, environment: dict[str, str]) -> None:
+    before, text = state(checkout), (checkout / "params.yaml").read_text()
+    (checkout / "params.yaml").write_text(re.sub(r"^  mnist-cvae:.*\n", "", text, flags=re.MULTILINE))
+    assert stages_run(run(checkout, environment, "dvc", "repro")) == ["plan", "compare"]
+    assert list(read_json(checkout / "reports" / "summary.json")) == ["mnist-cgan"]
+    assert "mnist-cvae" not in (checkout / "reports" / "index.html").read_text()
+    assert [path.name for path in (checkout / "registry").iterdir()] == ["mnist-cgan.json"]
+    # and back: what was made of it is still there
+    run(checkout, environment, "git", "checkout", "-q", "params.yaml", "dvc.lock")
+    assert "train" not in " ".join(stages_run(run(checkout, environment, "dvc", "repro")))
+    assert state(checkout) == before
+    assert run(checkout, environment, "git", "status", "--porcelain") == ""
+
+
 @pytest.mark.parametrize(
     ("key", "value", "stages"),
     [
@@ -188,10 +203,7 @@ def test_files_that_an_editor_or_file_manager_leaves_run_nothing(checkout: Path,
 
 def test_a_workspace_without_the_code(environment: dict[str, str], tmp_path: Path) -> None:
     """There atelier is installed: DVC cannot watch its files, so `plan` looks each time."""
-    text = (PROJECT / "dvc.yaml").read_text()
-    watched = "    deps:\n    - src/atelier\n"
-    assert text.count(watched) == 1
-    (tmp_path / "dvc.yaml").write_text(text.replace(watched, "    always_changed: true\n"))
+    (tmp_path / "dvc.yaml").write_text(render("dvc.yaml", {"has_code": False}))
     write_params(tmp_path, write_pictures(tmp_path / "pictures"), "{side: 32, channels: 3, classes: [cat, dog]}")
     run(tmp_path, environment, "dvc", "init", "--no-scm", "--quiet")
     assert stages_run(run(tmp_path, environment, "dvc", "repro", "prepare@own")) == [

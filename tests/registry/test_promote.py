@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,25 @@ def test_first_better_worse_and_back(root: Path, capsys: pytest.CaptureFixture[s
     assert changes[1].reason == "half the distance"
     assert [c.forced for c in changes] == [False, False, True, False, False, False, False]
     assert not changes[2].gates[-1].passed
+
+
+def test_as_json_it_says_what_was_decided_gate_by_gate(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "params.yaml").write_text("datasets: [mnist]\nruns: {}\npromote: {at_most: {fd_classifier: 10}}\n")
+    for mean in (30.0, 3.0):
+        add_version(root, "digits", report(mean))
+    for version, code in (("1", 1), ("2", None), ("2", None)):
+        monkeypatch.setattr(
+            sys, "argv", ["atelier", "promote", "digits", "--version", version, "--json", "--root", str(root)]
+        )
+        assert main() == code
+        told = capsys.readouterr()
+        decision = json.loads(told.out)
+        assert (decision["version"], decision["promoted"]) == (int(version), code is None)
+        assert f"models:/digits/{version}" in told.err
+        if code:
+            assert [(gate["metric"], gate["passed"]) for gate in decision["gates"]] == [("fd_classifier", False)]
 
 
 def test_a_dry_run_and_what_is_refused_change_nothing(root: Path) -> None:

@@ -61,6 +61,7 @@ def sample(model: str, n: int, seed: int, label: int | None, truncation: float |
 @click.option("--force", is_flag=True, help="Promote although a gate is not passed; needs --reason.")
 @click.option("--dry-run", is_flag=True, help="Judge, and change nothing.")
 @click.option("--to-registry", metavar="URI", help="Another MLflow, to copy the version to and promote it there.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was decided, gate by gate, as JSON.")
 @with_params
 def promote(
     name: str,
@@ -70,15 +71,24 @@ def promote(
     force: bool,
     dry_run: bool,
     to_registry: str | None,
+    as_json: bool,
     params: Params,
     root: Path,
 ) -> None:
     """Make a version of the registered model NAME its champion, if it passes the gates of params.yaml."""
     if force and not reason:
         raise InputError("--force: give a --reason TEXT, it is recorded")
-    from atelier.registry.promote import promote
+    from atelier.registry.promote import GatesNotPassed, promote
 
-    promote(name, version, alias, params.promote, root, show, reason, force, dry_run, to_registry)
+    tell = say if as_json else show
+    try:
+        decision = promote(name, version, alias, params.promote, root, tell, reason, force, dry_run, to_registry)
+    except GatesNotPassed as refusal:
+        if as_json:
+            show(refusal.decision.to_json())
+        raise
+    if as_json:
+        show(decision.to_json())
 
 
 @click.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,8 +45,28 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What came of judging a version: whether the alias stands for it now, and how it did at each gate."""
+
+    name: str
+    version: int
+    alias: str
+    promoted: bool
+    gates: list[Gate]
+
+    def to_json(self) -> str:
+        """All of it."""
+        return json.dumps(dataclasses.asdict(self))
+
+
 class GatesNotPassed(AtelierError):
-    """A version is not promoted, for a reason in its figures."""
+    """A version did not pass every gate."""
+
+    def __init__(self, decision: Decision) -> None:
+        failed = "; ".join(sentence(gate) for gate in decision.gates if not gate.passed)
+        super().__init__(f"models:/{decision.name}/{decision.version} is not promoted: {failed}")
+        self.decision = decision
 
 
 def promote(
@@ -58,7 +80,7 @@ def promote(
     force: bool = False,
     dry_run: bool = False,
     to_registry: str | None = None,
-) -> list[Gate]:
+) -> Decision:
     """Make a version, by default the newest, the champion if it passes every gate.
 
     Args:
@@ -93,24 +115,24 @@ def promote(
         if champion is not None and _same(candidate, champion):
             if int(champion.version) == history.champion:
                 say(f"{uri_of(champion)} is the {alias} already")
-                return []
+                return Decision(name, int(champion.version), alias, True, [])
             champion = None  # it was once, and the one after it is deleted
         gates = judge(judged(candidate), judged(champion) if champion else None, settings)
         for line in table(gates, uri_of(candidate), uri_of(champion) if champion else None):
             say(line)
         failed = [gate for gate in gates if not gate.passed]
         if failed and not force:
-            raise GatesNotPassed(f"{uri_of(candidate)} is not promoted: " + "; ".join(map(sentence, failed)))
+            raise GatesNotPassed(Decision(name, int(candidate.version), alias, False, gates))
     if dry_run:
         say("dry run: nothing was changed")
-        return gates
+        return Decision(name, int(candidate.version), alias, False, gates)
     if to_registry:
         candidate = copy_version(candidate, to_registry, root, say)
     with using(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
         number = int(candidate.version)
         append(client(root), name, alias, history, "promote", number, reason, bool(failed), gates)
     say(f"models:/{name}@{alias} is version {number}")
-    return gates
+    return Decision(name, number, alias, True, gates)
 
 
 def _last(mlflow_client: MlflowClient, name: str, champions: Iterable[int]) -> ModelVersion | None:
