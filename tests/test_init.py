@@ -25,9 +25,9 @@ def test_this_repository_is_a_workspace_whose_code_is_watched(tmp_path: Path) ->
     init(tmp_path / "made", "mnist", None, is_git=False)
     for name in ("params.yaml", ".dvcignore", ".dvc/.gitignore"):
         assert (tmp_path / "made" / name).read_text() == (PROJECT / name).read_text(), f"{name}: edit its template too"
-    watched = render("dvc.yaml", {"has_code": True})
+    watched = render("dvc.yaml.j2", {"has_code": True})
     assert (PROJECT / "dvc.yaml").read_text() == watched, "dvc.yaml: edit its template in src/atelier/templates/ too"
-    assert (tmp_path / "made" / "dvc.yaml").read_text() == render("dvc.yaml", {"has_code": False})
+    assert (tmp_path / "made" / "dvc.yaml").read_text() == render("dvc.yaml.j2", {"has_code": False})
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -26,20 +26,20 @@ from atelier.tracking.origin import git
 
 PACKAGE = Path(__file__).parent
 PARAMS = "params.yaml"
-# file of a workspace → its template
+# file of a workspace → its template, by a name that neither DVC nor git takes for its own
 FILES = {
-    ".dockerignore": "dockerignore",
-    ".dvc/.gitignore": "dvc_gitignore",
-    ".dvc/config": "dvc_config",
-    ".dvcignore": "dvcignore",
-    ".github/workflows/atelier.yaml": "workflow.yaml",
-    ".gitignore": "gitignore",
-    "Dockerfile": "Dockerfile",
-    "README.md": "README.md",
-    "deploy/kustomization.yaml": "kustomization.yaml",
-    "dvc.yaml": "dvc.yaml",
-    PARAMS: "params.yaml",
-    "requirements.txt": "requirements.txt",
+    ".dockerignore": "dockerignore.j2",
+    ".dvc/.gitignore": "dvc_gitignore.j2",
+    ".dvc/config": "dvc_config.j2",
+    ".dvcignore": "dvcignore.j2",
+    ".github/workflows/atelier.yaml": "workflow.yaml.j2",
+    ".gitignore": "gitignore.j2",
+    "Dockerfile": "Dockerfile.j2",
+    "README.md": "README.md.j2",
+    "deploy/kustomization.yaml": "kustomization.yaml.j2",
+    "dvc.yaml": "dvc.yaml.j2",
+    PARAMS: "params.yaml.j2",
+    "requirements.txt": "requirements.txt.j2",
 }
 BOTH_KINDS = ("cgan", "cvae")
 

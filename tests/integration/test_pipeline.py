@@ -203,7 +203,7 @@ def test_files_that_an_editor_or_file_manager_leaves_run_nothing(checkout: Path,
 
 def test_a_workspace_without_the_code(environment: dict[str, str], tmp_path: Path) -> None:
     """There atelier is installed: DVC cannot watch its files, so `plan` looks each time."""
-    (tmp_path / "dvc.yaml").write_text(render("dvc.yaml", {"has_code": False}))
+    (tmp_path / "dvc.yaml").write_text(render("dvc.yaml.j2", {"has_code": False}))
     write_params(tmp_path, write_pictures(tmp_path / "pictures"), "{side: 32, channels: 3, classes: [cat, dog]}")
     run(tmp_path, environment, "dvc", "init", "--no-scm", "--quiet")
     assert stages_run(run(tmp_path, environment, "dvc", "repro", "prepare@own")) == [
