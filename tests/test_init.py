@@ -69,6 +69,7 @@ def test_without_git_dvc_is_told(tmp_path: Path, environment: dict[str, str]) ->
         (["--model", "cgn"], "--model cgn: unknown; did you mean 'cgan'?"),
         (["--model", "dcgan"], "model 'dcgan' needs an image side that is a multiple of 8"),
         (["--dataset", "empty"], "holds no picture that can be read"),
+        (["--dataset", "."], "the workspace would lie among the pictures"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(
@@ -113,12 +114,12 @@ def grey(folder: Path) -> Path:
     ],
 )
 def test_the_first_look_gives_what_prepare_takes(tmp_path: Path, make: Any, settings: dict[str, Any]) -> None:
-    pictures = make(tmp_path / "my pictures, new")
+    pictures = make(tmp_path / "2026, new pictures")
     init(tmp_path / "work", str(pictures), "cgan", is_git=False)
     params = load_params(tmp_path / "work" / "params.yaml")
-    assert params.prepare.sets["my-pictures-new"].model_dump(exclude_none=True) == settings
-    ingest("my-pictures-new", params, tmp_path / "work", print)
-    prepare("my-pictures-new", params, tmp_path / "work")
+    assert params.prepare.sets["my-2026-new-pictures"].model_dump(exclude_none=True) == settings
+    ingest("my-2026-new-pictures", params, tmp_path / "work", print)
+    prepare("my-2026-new-pictures", params, tmp_path / "work")
 
 
 @pytest.mark.processes

@@ -57,6 +57,8 @@ def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
         InputError: if a file is there already, or data set or model cannot be; nothing is written then.
         AtelierError: if git cannot make a repository.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder")
     texts = _texts(_values(folder, dataset, [model] if model else BOTH_KINDS, is_git))
     if existing := next((name for name in texts if os.path.lexists(folder / name)), None):
         raise InputError(f"{folder / existing}: exists, and nothing is overwritten; give another folder, or move it")
@@ -137,9 +139,12 @@ def _data(folder: Path, dataset: str) -> tuple[str, str, str, bool]:
     source, workspace = Path(dataset).resolve(), folder.resolve()
     if not source.exists():
         raise InputError(f"--dataset {dataset}: no such folder, and not published{nearest(dataset, DATASETS)}")
+    if workspace.is_relative_to(source):
+        raise InputError(f"--dataset {dataset}: the workspace would lie among the pictures; give a folder of their own")
     settings = look(source)
     name = _name(source.name.partition(".")[0])
-    name = f"my-{name}" if name in DATASETS else name
+    if name in DATASETS or not name[0].isalpha():  # to YAML a number is no name
+        name = f"my-{name}"
     # so that the workspace can be moved
     path = source.relative_to(workspace) if source.is_relative_to(workspace) else source
     return name, _flow({name: str(path)}), f"{{{name}: {_flow(settings)}}}", "classes" in settings
