@@ -31,7 +31,7 @@ def atelier(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-COMMANDS = (*STAGES, "sample", "models", *REGISTRY)
+COMMANDS = (*STAGES, "sample", "models", "init", "demo", "docs", *REGISTRY)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
@@ -55,6 +55,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["compare", "--params", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["promote", "mnist-cgan", "--force"], "--force: give a --reason TEXT"),
         (["promote", "mnist-cgan", "--to", "latest"], "'latest': letters, digits"),
+        (["promote", "mnist-cgan", "--alias", "latest"], "'latest': letters, digits"),
         (["promote", "mnist-cgan", "--set", "promote.better=1"], "promote.better: expected a list, found 1"),
         (["promote", "mnist-cgan", "--set", "promote.at_most.fid=low"], "promote.at_most.fid: expected a number"),
         (["sample", "models/x", "--out", "a.jpg"], "--out a.jpg: must end in .npz or .png"),

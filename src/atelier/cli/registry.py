@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 reason_option = click.option("--reason", default="", metavar="TEXT", help="Recorded in the history.")
 
 
-def alias_option(flag: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def alias_option(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Which alias of a registered model is meant."""
-    return click.option(flag, "alias", default="champion", show_default=True, callback=check_alias, help="The alias.")
+    return click.option(*flags, "alias", default="champion", show_default=True, callback=check_alias, help="The alias.")
 
 
 @click.command()
@@ -56,7 +56,7 @@ def sample(model: str, n: int, seed: int, label: int | None, truncation: float |
 @click.command()
 @click.argument("name")
 @click.option("--version", type=click.IntRange(min=1), help="Which version; the newest if left out.")
-@alias_option("--to")
+@alias_option("--alias", "--to")
 @reason_option
 @click.option("--force", is_flag=True, help="Promote although a gate is not passed; needs --reason.")
 @click.option("--dry-run", is_flag=True, help="Judge, and change nothing.")
