@@ -105,6 +105,8 @@ def core(wheel: Path, environment: dict[str, str], tmp_path_factory: pytest.Temp
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "core.pth").write_text(f"{folder / 'packages'}\n")
     there = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    if there.pop("PYTHONDONTWRITEBYTECODE", ""):  # each of ten processes would compile all packages anew
+        there["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
     return there | {"PATH": f"{python.parent}{os.pathsep}/usr/bin{os.pathsep}/bin"}
 
 
