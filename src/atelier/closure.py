@@ -35,7 +35,7 @@ Row = tuple[str, str]  # a table's name, and a key
 
 @dataclass(frozen=True)
 class Table:
-    """A dict literal at the top of a module, of which each reader uses single rows.
+    """A dict literal at the top of a module, of which each reader uses single rows; or a call, which is one row.
 
     Attributes:
         module: that it stands in.
@@ -119,10 +119,18 @@ class Package:
         folder: of the package, whose name it bears.
         tables: of which single rows count.
         uncounted: definitions, by module and name, that are passed over, and with them what only they use.
+        others: folders of further packages that use it.
     """
 
-    def __init__(self, folder: Path, tables: Collection[Table] = (), uncounted: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tables: Collection[Table] = (),
+        uncounted: Collection[str] = (),
+        others: Collection[Path] = (),
+    ) -> None:
         self.folder, self.tables, self.uncounted = folder, tables, uncounted
+        self.folders = {one.name: one for one in (*others, folder)}
         self.path, self.module = cache(self._path), cache(self._module)
 
     def digest(
@@ -134,7 +142,7 @@ class Package:
         for name, counted in found.items():
             imports = sorted(f"{one.name} {one.module} {one.taken}\n" for one in counted.imports)
             texts[name] = "".join(imports).encode() + b"\n".join(part.text for part in counted.parts)
-            texts |= {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in counted.files}
+            texts |= {self._name(path, name): path.read_bytes() for path in counted.files}
         return digest_of(
             "".join(f"{name} {digest_of(texts[name])}\n" for name in sorted(texts) if texts[name]).encode()
         )
@@ -176,8 +184,8 @@ class Package:
                 for one in part.imports
                 for needed in self._imported(one, part.uses | {one.name})
             ]
-            if "." in name:  # the package around it is imported first
-                waiting.append((name.rpartition(".")[0], frozenset()))
+            if self.path(around := name.rpartition(".")[0]):  # the package around it is imported first
+                waiting.append((around, frozenset()))
         return found
 
     def _imported(self, one: Import, names: Collection[str]) -> Iterator[tuple[str, frozenset[str]]]:
@@ -197,10 +205,16 @@ class Package:
     def _path(self, name: str) -> Path | None:
         """The file of a module; None if it is not one of this package."""
         top, *parts = name.split(".")
-        if top != self.folder.name or not all(part.isidentifier() for part in parts):
+        if top not in self.folders or not all(part.isidentifier() for part in parts):
             return None
-        base = self.folder.joinpath(*parts)
+        base = self.folders[top].joinpath(*parts)
         return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
+
+    def _name(self, path: Path, module: str) -> str:
+        """What a file that a module names is called in the digest."""
+        top = module.partition(".")[0]
+        inside = path.relative_to(self.folders[top]).as_posix()
+        return inside if self.folders[top] == self.folder else f"{top}/{inside}"
 
     def _module(self, name: str) -> Module:
         path = self.path(name)
@@ -248,6 +262,11 @@ class _Reader:
         cut = [self._span(one) for one in [*filter(_is_idle, inner), *([literal] if literal else [])]]
         imports = tuple(one for each in inner for one in self._imports(each))
         text = self._text((self.starts[first - 1], self._span(node)[1]), cut)
+        if table and isinstance(value, ast.Call):
+            counted = _of_row(value, table.resolved)
+            text = b"\n".join(self._text(self._span(one), []) for one in counted)
+            yield Part(text, lines, defines, frozenset(_names(counted)))
+            return
         uses = _names(child for child in ast.iter_child_nodes(node) if child is not literal)
         yield Part(text, lines, defines, frozenset(uses), imports)
         if table and literal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from atelier.closure import ALL, Package, Row, Table
 from atelier.config import Params, Run, Section
 from atelier.config.catalogue import DatasetInfo
 from atelier.files import write_json
-from atelier.models import module_name
 from atelier.models.recipe import Recipe
+from atelier.own_code import RESOLVED, is_own, module_of, names_of, package_of, table_of
 
 PLAN = "plan.json"
 
@@ -91,7 +92,7 @@ STAGES = {
     "compare": Stage("atelier.evaluation.compare", "all", ("runs", "compare.title")),
 }
 TABLES = (
-    Table("atelier.models", "MODELS", resolved=frozenset({"recipe", "labels", "source", "home"})),
+    Table("atelier.models", "MODELS", RESOLVED),
     # but the side as published
     Table(
         "atelier.config.catalogue", "DATASETS", frozenset({f.name for f in dataclasses.fields(DatasetInfo)} - {"side"})
@@ -130,13 +131,13 @@ class Scope:
     Attributes:
         known: the parameters of it, by name.
         rows: of the tables, that it uses.
-        modules: that it uses, beside the stage's own.
+        names: that it uses of modules beside the stage's own.
         without: modules that it does not use, although the stage imports them for others.
     """
 
     known: dict[str, Any]
     rows: frozenset[Row]
-    modules: tuple[str, ...] = ()
+    names: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     without: tuple[str, ...] = ()
 
 
@@ -147,7 +148,7 @@ def entries(params: Params, package: Path = Path(atelier.__file__).parent) -> di
         params: of the project.
         package: the folder of the code.
     """
-    code, sections = Package(package, TABLES, UNCOUNTED), params.model_dump(by_alias=True)
+    code, sections = all_code(params, package), params.model_dump(by_alias=True)
 
     def entry(stage: Stage, one: str) -> dict[str, Any]:
         found = scope(stage, one, params)
@@ -162,9 +163,15 @@ def entries(params: Params, package: Path = Path(atelier.__file__).parent) -> di
     }
 
 
+def all_code(params: Params, package: Path) -> Package:
+    """The package, and with it the models of the user's own that runs name."""
+    own = [code for code in (params.run(name).code for name in params.runs) if is_own(code)]
+    return Package(package, [*TABLES, *map(table_of, own)], UNCOUNTED, {package_of(code) for code in own})
+
+
 def uses(stage: Stage, scope: Scope) -> tuple[dict[str, list[str]], frozenset[Row], tuple[str, ...]]:
     """What a stage uses of the code: the arguments of `Package.closure`."""
-    names = {stage.module: [stage.module.rpartition(".")[2]], **{name: [ALL] for name in scope.modules}}
+    names = {stage.module: [stage.module.rpartition(".")[2]], **scope.names}
     return names, scope.rows, scope.without
 
 
@@ -203,7 +210,7 @@ def _of_run(name: str, params: Params) -> Scope:
     return Scope(
         of_dataset.known | {"run": known},
         of_dataset.rows | {("MODELS", run.model)} | chosen,
-        modules=(module_name(run.model),),
+        names=names_of(run.code) if is_own(run.code) else {module_of(run.code): [ALL]},
         without=tuple(module for method, module in METHODS.items() if method != run.entry.method),
     )
 

@@ -15,6 +15,7 @@ from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.models import build_sampling_network
+from atelier.own_code import require_code
 from atelier.tensors import load_weights
 
 if TYPE_CHECKING:
@@ -43,11 +44,15 @@ class Sampler:
         self.device = parameter.device if parameter is not None else torch.device("cpu")
 
     @classmethod
-    def load(cls, folder: Path) -> Sampler:
+    def load(cls, folder: Path, root: Path | None = None) -> Sampler:
         """Load a model's folder after checking the digest of its weights; nothing in it is ever run.
 
+        Args:
+            folder: of the trained model.
+            root: the workspace that the code of a model of the user's own is in.
+
         Raises:
-            InputError: if it is not a model's folder.
+            InputError: if it is not a model's folder, or its model is not known here.
             AtelierError: if the weights are not those of its config.
         """
         config_path, weights = folder / "config.json", folder / "sampler.safetensors"
@@ -59,7 +64,8 @@ class Sampler:
         config = ModelConfig.read(config_path, "atelier train")
         if digest(weights) != config.sampler_sha256:
             raise AtelierError(f"{weights}: altered, its sha256 is not the one in config.json; restore or retrain it")
-        network = build_sampling_network(config.model, config.recipe, config.shape)
+        code = require_code(config, folder, root)
+        network = build_sampling_network(code, config.recipe, config.shape)
         load_weights(weights, network, f"model '{config.model}'")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(network.to(device).to(memory_format=torch.channels_last).eval(), config)

@@ -140,14 +140,18 @@ def compare(params: Params, root: Path) -> None:
 
 @app.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the parameter counts of each model's networks as JSON.")
-def models(as_json: bool) -> None:
-    """List the models with their sources, data and parameter counts.
+@root_option
+def models(as_json: bool, root: Path) -> None:
+    """List the models with their sources, data and parameter counts; the workspace's own and installed ones last.
 
     Counts are of trainable parameters at each model's default sizes, for the images it was made for.
     """
-    from atelier.models import MODELS, count_parameters
+    require_root(root)
+    from atelier.models import count_parameters
+    from atelier.models.own import all_models
 
-    counts = {name: count_parameters(name) for name in MODELS}
+    found = list(all_models(root))
+    counts = {code.name: count_parameters(code) for code in found}
     if as_json:
         import json
 
@@ -155,7 +159,8 @@ def models(as_json: bool) -> None:
         return
     ranges = {"symmetric": "[-1, 1]", "unit": "[0, 1]"}
     rows = [("name", "made for", "range", "labels", "parameters", "source")]
-    for name, entry in MODELS.items():
+    for code in found:
+        name, entry = code.name, code.entry
         image = f"{entry.home.height}x{entry.home.width}x{entry.home.channels}"
         labels = f"{entry.labels} (off)" if entry.labels == "optional" and not entry.recipe.labels else entry.labels
         networks = ", ".join(f"{role} {count:,}" for role, count in counts[name].items())

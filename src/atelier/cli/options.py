@@ -64,7 +64,7 @@ def load(root: Path, params_file: Path, overrides: tuple[str, ...]) -> Params:
     from atelier.config import load_params
 
     require_root(root)
-    return load_params(root / params_file, overrides)
+    return load_params(root / params_file, overrides, root)
 
 
 def say(message: str) -> None:

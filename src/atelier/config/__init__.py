@@ -12,7 +12,8 @@ from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.config.reading import apply_override, convert, nearest, read_yaml
 from atelier.errors import InputError
-from atelier.models import MODELS, ImageShape, Model
+from atelier.models import MODELS, ImageShape, Model, ModelCode
+from atelier.models.own import find_model, own_names
 from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
 
 # keys of a recipe without effect while that other key is off
@@ -125,13 +126,18 @@ class Run:
     name: str
     dataset: str
     info: DatasetInfo
-    model: str
+    code: ModelCode
     recipe: Recipe
 
     @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self.code.name
+
+    @property
     def entry(self) -> Model:
-        """Its row in the table of models."""
-        return MODELS[self.model]
+        """Its model's row in the table of models, or entry of its own."""
+        return self.code.entry
 
     @property
     def shape(self) -> ImageShape:
@@ -189,8 +195,13 @@ class Params(Section):
             raise InputError("params.yaml: evaluate.extractors: empty, there is nothing to judge by; name one")
 
 
-def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
+def load_params(file: Path, overrides: Iterable[str] = (), root: Path | None = None) -> Params:
     """Read and validate a parameter file, after applying `section.key=value` overrides.
+
+    Args:
+        file: to read.
+        overrides: of what stands there.
+        root: the workspace, whose own models runs may name; the file's folder if None.
 
     Raises:
         InputError: naming the file, the key and what to do.
@@ -219,7 +230,7 @@ def load_params(file: Path, overrides: Iterable[str] = ()) -> Params:
     for dataset in params.ingest.paths:
         _describe(dataset, sets, f"{file.name}: ingest.paths.{dataset}", file.name)
     for name, entry in params.runs.items():
-        run = _resolve(name, entry, sets, file.name)
+        run = _resolve(name, entry, sets, root or file.parent, file.name)
         if run.dataset not in params.datasets:
             raise InputError(f"{file.name}: runs.{name}.dataset: '{run.dataset}' is not in datasets; add it there")
         params._resolved[name] = run
@@ -238,18 +249,22 @@ def _describe(name: str, sets: Mapping[str, SetSettings], where: str, file: str 
     return info
 
 
-def _resolve(name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings], file: str = "params.yaml") -> Run:
+def _resolve(
+    name: str, entry: Mapping[str, Any], sets: Mapping[str, SetSettings], root: Path, file: str = "params.yaml"
+) -> Run:
     where = f"{file}: runs.{name}"
     if not _is_name(name):
         raise InputError(f"{where}: a run's name may hold letters, digits, '-' and '_' only")
     chosen = convert(entry, RunEntry, file, "runs", name)
     info = _describe(chosen.dataset, sets, f"{where}.dataset", file)
-    if chosen.model not in MODELS:
-        raise InputError(f"{where}.model: unknown model '{chosen.model}'{nearest(chosen.model, MODELS)}")
-    model = MODELS[chosen.model]
+    code = find_model(chosen.model, root)
+    if code is None:
+        known = [*MODELS, *own_names(root)]
+        raise InputError(f"{where}.model: unknown model '{chosen.model}'{nearest(chosen.model, known)}")
+    model = code.entry
     changes = {key: value for key, value in entry.items() if key not in RunEntry.model_fields}
     recipe = convert(model.recipe.model_dump() | changes, type(model.recipe), file, "runs", name)
-    run = Run(name, chosen.dataset, info, chosen.model, recipe)
+    run = Run(name, chosen.dataset, info, code, recipe)
     for key, switch in TUNES.items():
         if key in changes and (off := getattr(recipe, switch, None)) in OFF:
             raise InputError(

@@ -27,13 +27,17 @@ from pydantic import (
 from atelier.config.reading import sentence
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_limited, write_json
-from atelier.models import MODELS, DataRange, ImageShape, Model
-from atelier.models.recipe import Checked, Count, CountOrNone, NotNegative, Recipe, Seed
+from atelier.models import MODELS, DataRange, ImageShape
+from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Recipe, Seed, VaeRecipe
 
 LIMIT_BYTES = 64 << 20  # no honest record is larger
 FLOOR = "floor_"  # before a metric's name: what real training images get in place of fakes
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, '-' and '_'")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
+Distribution = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the name of a distribution")
+]
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+!-]+$", description="a version")]
 Channels = Annotated[int, Field(ge=1, le=4)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
@@ -163,7 +167,8 @@ class ModelConfig(Record):
     format: Literal[1] = 1
     run: Name
     dataset: Name
-    model: str
+    code_sha256: Sha256 | None = None  # of the code that builds its networks, if the model is the user's own
+    model: Name
     recipe: SerializeAsAny[Recipe]
     noise: Count  # standard normal numbers per image
     data_range: DataRange
@@ -173,7 +178,7 @@ class ModelConfig(Record):
     class_names: list[str]  # none: unconditional
     train_images_sha256: Sha256
     train_labels_sha256: Sha256 | None
-    versions: dict[str, str]
+    versions: dict[Distribution, Version]
     device: str
     world_size: Count
     precision: Literal["fp32", "bf16"]
@@ -182,9 +187,10 @@ class ModelConfig(Record):
 
     @field_validator("model")
     @classmethod
-    def _is_known(cls, model: str) -> str:
-        if model not in MODELS:
-            raise ValueError(f"this atelier has no '{model}'")
+    def _is_known(cls, model: str, info: ValidationInfo) -> str:
+        is_own = info.data.get("code_sha256") is not None
+        if (model in MODELS) == is_own:
+            raise ValueError(f"this atelier has {'its own' if is_own else 'no'} '{model}'")
         return model
 
     @field_validator("recipe", mode="before")
@@ -196,12 +202,9 @@ class ModelConfig(Record):
             raise ValueError("is of no model")
         if isinstance(recipe, dict):
             recipe = {"ema_rampup": 0.0} | recipe  # there was none when older models were trained
-        return type(MODELS[info.data["model"]].recipe).model_validate(recipe)
-
-    @property
-    def entry(self) -> Model:
-        """Its row in the table of models."""
-        return MODELS[self.model]
+        entry = MODELS.get(info.data["model"])
+        is_vae = isinstance(entry.recipe, VaeRecipe) if entry else isinstance(recipe, dict) and "lr" in recipe
+        return (VaeRecipe if is_vae else GanRecipe).model_validate(recipe)
 
     @property
     def shape(self) -> ImageShape:
@@ -322,6 +325,7 @@ class Registration(Record):
 
     format: Literal[1] = 1
     name: str  # of the registered model
+    code_sha256: Sha256 | None = None  # as in the model's config
     weights_sha256: Sha256
     report_sha256: Sha256  # of the report's folder
 

@@ -49,9 +49,9 @@ def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], Non
 def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
     run, settings = params.run(run_name), params.evaluate
     model_folder = root / "models" / run_name
-    sampler = Sampler.load(model_folder)
+    sampler = Sampler.load(model_folder, root)
     reference = load_reference(root, run.dataset, params.extractors(run.dataset))
-    vae = TrainedVae.load(sampler, model_folder)
+    vae = TrainedVae.load(sampler, model_folder, root)
     config = sampler.config
     sheet = SHEET_ROWS, len(config.class_names) or SHEET_ROWS, config.height, config.width, config.channels
     sheets = load_sheets(model_folder / SHEETS, sheet, f"run 'atelier train {run_name}' again")

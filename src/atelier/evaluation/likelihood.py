@@ -19,6 +19,8 @@ from atelier.errors import AtelierError
 from atelier.evaluation.extractors import as_input
 from atelier.files import digest
 from atelier.models import build_networks
+from atelier.models.recipe import VaeRecipe
+from atelier.own_code import require_code
 from atelier.pictures import Images, Labels
 from atelier.sampler import Sampler, to_uint8
 from atelier.tensors import load_weights
@@ -37,15 +39,16 @@ class TrainedVae:
         self.binarise: bool = getattr(sampler.config.recipe, "binarise", False)
 
     @classmethod
-    def load(cls, sampler: Sampler, folder: Path) -> TrainedVae | None:
-        """Load the encoder beside a sampler, after checking its digest; None if the model is no VAE."""
+    def load(cls, sampler: Sampler, folder: Path, root: Path) -> TrainedVae | None:
+        """Load the encoder beside a workspace's sampler, after checking its digest; None if the model is no VAE."""
         config = sampler.config
-        if config.entry.method != "vae":
+        if not isinstance(config.recipe, VaeRecipe):
             return None
         weights = folder / "encoder.safetensors"
         if not weights.is_file() or digest(weights) != config.weights_sha256.get("encoder"):
             raise AtelierError(f"{weights}: missing or altered; run 'atelier train {config.run}' again")
-        encoder = build_networks(config.model, config.recipe, config.shape)["encoder"]
+        code = require_code(config, folder, root)
+        encoder = build_networks(code, config.recipe, config.shape)["encoder"]
         load_weights(weights, encoder, f"the encoder of model '{config.model}'")
         return cls(sampler, encoder)
 

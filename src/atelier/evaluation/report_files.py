@@ -18,6 +18,7 @@ from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.metrics import metric_name
 from atelier.evaluation.neighbours import Nearest
 from atelier.journal import read_curves
+from atelier.models.recipe import VaeRecipe
 from atelier.pictures import Images, Labels, save_gif, save_png, tile
 from atelier.sampler import Sampler, draw_noise
 
@@ -129,7 +130,7 @@ def interpolation(sampler: Sampler, seed: int) -> Images:
     networks", 2016). A conditional model keeps a row's class, a VAE the component of its prior.
     """
     start, end = draw_noise(2 * ROWS, sampler.noise, seed).chunk(2)
-    if is_vae := sampler.config.entry.method == "vae":
+    if is_vae := isinstance(sampler.config.recipe, VaeRecipe):
         end[:, -1] = start[:, -1]
     steps = torch.linspace(0, 1, COLUMNS)
     noise = torch.stack([_line(start, end, t) if is_vae else _great_circle(start, end, t) for t in steps], dim=1)

@@ -1,13 +1,19 @@
-"""The table of models. A model is one file here that builds its networks, and one entry of `MODELS`."""
+"""The table of models. A model is one file here that builds its networks, and one entry of `MODELS`.
+
+One of the user's own is a file `models/NAME.py` of the workspace that holds both, its entry as `MODEL`; what such a
+file imports from here is `__all__`.
+"""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from atelier.errors import AtelierError
+from atelier.models.loading import load_file, not_imported
 from atelier.models.recipe import Entry, GanRecipe, Recipe, VaeRecipe
 
 if TYPE_CHECKING:
@@ -16,6 +22,7 @@ if TYPE_CHECKING:
     from atelier.models.likelihood import Bernoulli, Gaussian
     from atelier.models.prior import ClassPrior
 
+__all__ = ["DataRange", "GanRecipe", "ImageShape", "Model", "Recipe", "VaeRecipe"]
 
 DataRange = Literal["symmetric", "unit"]  # images in [-1, 1] or in [0, 1]
 
@@ -37,7 +44,7 @@ COLOUR_64 = ImageShape(64, 64, 3, 0)
 class Model(Entry):
     """One system: how it is trained by default, what data it takes, and where it comes from."""
 
-    recipe: Recipe
+    recipe: GanRecipe | VaeRecipe
     source: str
     data_range: DataRange
     labels: Literal["required", "optional", "unused"] = "unused"
@@ -48,6 +55,11 @@ class Model(Entry):
     def method(self) -> Literal["gan", "vae"]:
         """Which training method it belongs to."""
         return "gan" if isinstance(self.recipe, GanRecipe) else "vae"
+
+    @property
+    def roles(self) -> tuple[str, str]:
+        """The functions of its file, each of which builds a network."""
+        return ("generator", "discriminator") if self.method == "gan" else ("encoder", "decoder")
 
     def classes(self, recipe: Recipe, available: int) -> int:
         """How many classes its networks know, of those that the data have: none where labels are not used."""
@@ -202,12 +214,43 @@ MODELS: dict[str, Model] = {
 }
 
 
-def build_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
+@dataclass(frozen=True)
+class ModelCode:
+    """A model by the code that it is made of.
+
+    Attributes:
+        name: what runs call it.
+        entry: its row in the table, or the `MODEL` of its file.
+        file: that builds its networks.
+        module: that this file is to Python; None: it lies in a workspace, and is run from there.
+        requirement: the distribution that it comes with, as pip takes it, if it is an installed one of the user's own.
+    """
+
+    name: str
+    entry: Model
+    file: Path
+    module: str | None
+    requirement: str = ""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Which distribution of the user's own it comes with, by name."""
+        name, _, version = self.requirement.partition("==")
+        return {name: version} if version else {}
+
+
+def built_in(name: str) -> ModelCode:
+    """A model of `MODELS`."""
+    file = name.replace("-", "_")
+    return ModelCode(name, MODELS[name], Path(__file__).parent / f"{file}.py", f"atelier.models.{file}")
+
+
+def build_networks(model: str | ModelCode, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
     """Build the networks of a model by the roles of its method: generator and discriminator, or encoder and decoder.
 
-    The initial weights come from torch's global generator: seed it first.
+    The initial weights come from torch's global generator: seed it first. A name is that of a built-in model.
     """
-    module = model_module(name)
+    module = model_module(model)
     if not isinstance(recipe, GanRecipe):
         return {"encoder": module.encoder(recipe, shape), "decoder": module.decoder(recipe, shape)}
     from atelier.models.layers import Packed, spectral_norm
@@ -221,15 +264,15 @@ def build_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn
     return {"generator": generator, "discriminator": discriminator}
 
 
-def build_sampling_network(name: str, recipe: Recipe, shape: ImageShape) -> nn.Module:
+def build_sampling_network(model: str | ModelCode, recipe: Recipe, shape: ImageShape) -> nn.Module:
     """Build the network that turns (noise, labels) into images once training is over, with no weights loaded."""
     if isinstance(recipe, GanRecipe):
-        generator: nn.Module = model_module(name).generator(recipe, shape)
+        generator: nn.Module = model_module(model).generator(recipe, shape)
         return generator
     from atelier.models.prior import Decoding
 
     return Decoding(
-        model_module(name).decoder(recipe, shape), build_prior(recipe, shape.classes), build_likelihood(recipe)
+        model_module(model).decoder(recipe, shape), build_prior(recipe, shape.classes), build_likelihood(recipe)
     )
 
 
@@ -249,41 +292,31 @@ def build_likelihood(recipe: Recipe) -> Bernoulli | Gaussian:
     return LIKELIHOODS[recipe.likelihood]()
 
 
-def count_parameters(name: str) -> dict[str, int]:
+def count_parameters(model: str | ModelCode) -> dict[str, int]:
     """Trainable parameters of each network of a model, at its default sizes on the images it was made for."""
-    entry = MODELS[name]
+    entry = (model if isinstance(model, ModelCode) else built_in(model)).entry
     home = entry.home
     shape = ImageShape(home.height, home.width, home.channels, entry.classes(entry.recipe, home.classes))
     return {
         role: sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        for role, network in build_networks(name, entry.recipe, shape).items()
+        for role, network in build_networks(model, entry.recipe, shape).items()
     }
 
 
-def module_name(name: str) -> str:
-    """The module that builds the networks of a model."""
-    return f"atelier.models.{name.replace('-', '_')}"
-
-
-def model_module(name: str) -> ModuleType:
+def model_module(model: str | ModelCode) -> ModuleType:
     """Import the file of a model.
 
     Raises:
         AtelierError: if there is none, it cannot be imported, or it lacks one of its two functions.
     """
-    file = name.replace("-", "_")
+    code = model if isinstance(model, ModelCode) else built_in(model)
     try:
-        module = importlib.import_module(module_name(name))
+        module = load_file(code.file) if code.module is None else importlib.import_module(code.module)
     except Exception as error:  # whatever the code of a model of one's own may raise
-        if isinstance(error, ModuleNotFoundError) and error.name == module_name(name):
-            raise AtelierError(f"src/atelier/models/{file}.py: missing, and MODELS has an entry '{name}'") from None
-        place = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        words = error.msg if isinstance(error, SyntaxError) else error
-        raise AtelierError(
-            f"src/atelier/models/{file}.py{place}: cannot be imported: {type(error).__name__}: {words}; mend it"
-        ) from None
-    roles = ("generator", "discriminator") if MODELS[name].method == "gan" else ("encoder", "decoder")
-    for role in roles:
+        if isinstance(error, ModuleNotFoundError) and error.name == code.module:
+            raise AtelierError(f"{code.file}: missing, and MODELS has an entry '{code.name}'") from None
+        raise not_imported(code.file, error) from None
+    for role in code.entry.roles:
         if not hasattr(module, role):
-            raise AtelierError(f"src/atelier/models/{file}.py: has no function '{role}'; add it")
+            raise AtelierError(f"{code.file}: has no function '{role}'; add it")
     return module

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import copy
-import traceback
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from atelier.errors import AtelierError, is_out_of_memory
-from atelier.models import MODELS, ImageShape, build_networks, model_module
+from atelier.models import ImageShape, ModelCode, build_networks, built_in
+from atelier.models.loading import place
 from atelier.models.recipe import GanRecipe, Recipe
 
 FAR_OUT = 1000.0  # noise so large that a generator without a bound shows it, trained or not
 
 
-def build_checked_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
+def build_checked_networks(model: str | ModelCode, recipe: Recipe, shape: ImageShape) -> dict[str, nn.Module]:
     """Build the networks of a model, and pass a small batch through each as it is, drawing nothing.
 
     Raises:
         AtelierError: if a network fails, gives something of another shape or images outside the model's data range, or
             cannot be written to a file; the line names the model's file.
     """
+    code = model if isinstance(model, ModelCode) else built_in(model)
+    name = code.name
     pack = recipe.pack if isinstance(recipe, GanRecipe) else 1
     count = 2 * pack
     batch = f"{count} images of {shape.height}×{shape.width}×{shape.channels}"
     try:
-        networks = build_networks(name, recipe, shape)
+        networks = build_networks(code, recipe, shape)
         outputs = {role: _pass(role, network, count, recipe, shape) for role, network in networks.items()}
         shapes = {role: [tuple(part.shape) for part in output] for role, output in outputs.items()}
     except Exception as error:  # whatever the code of a model of one's own may raise
         if isinstance(error, AtelierError) or is_out_of_memory(error):
             raise
-        raise AtelierError(f"model '{name}': {_first_line(error)}, for {batch}; change {_place(name, error)}") from None
+        raise AtelierError(
+            f"model '{name}': {_first_line(error)}, for {batch}; change {place(code.file, error)}"
+        ) from None
     image = (count, shape.channels, shape.height, shape.width)
     expected: dict[str, list[tuple[int, ...]]] = {
         "generator": [image],
@@ -45,15 +49,15 @@ def build_checked_networks(name: str, recipe: Recipe, shape: ImageShape) -> dict
         if found != expected[role]:
             raise AtelierError(
                 f"model '{name}': its {role} gives {_words(found)} for {batch}, it must be "
-                f"{_words(expected[role])}; change {_place(name, None)}"
+                f"{_words(expected[role])}; change {code.file}"
             )
-    _check_range(name, outputs)
+    _check_range(code, outputs)
     for role, network in networks.items():
-        _check_state(name, role, network)
+        _check_state(code, role, network)
     return networks
 
 
-def _check_state(name: str, role: str, network: nn.Module) -> None:
+def _check_state(code: ModelCode, role: str, network: nn.Module) -> None:
     """A training writes its networks as tensors, each with memory of its own, and takes averages of copies of them."""
     state = {key: x.contiguous() if isinstance(x, Tensor) else x for key, x in network.state_dict().items()}
     try:
@@ -61,7 +65,7 @@ def _check_state(name: str, role: str, network: nn.Module) -> None:
     except Exception as error:  # whatever torch, safetensors or code of one's own may raise
         words = " ".join(str(error).split()).split(". ")[0][:320]
         raise AtelierError(
-            f"model '{name}': its {role} cannot be written and read again: {words}; change {_place(name, None)}"
+            f"model '{code.name}': its {role} cannot be written and read again: {words}; change {code.file}"
         ) from None
 
 
@@ -80,37 +84,27 @@ def _pass(role: str, network: nn.Module, count: int, recipe: Recipe, shape: Imag
     return output if isinstance(output, tuple) else (output,)
 
 
-def _check_range(name: str, outputs: dict[str, tuple[Tensor, ...]]) -> None:
-    data_range = MODELS[name].data_range
+def _check_range(code: ModelCode, outputs: dict[str, tuple[Tensor, ...]]) -> None:
+    name, data_range = code.name, code.entry.data_range
     if "decoder" in outputs:
         if data_range != "unit":
             raise AtelierError(
                 f"model '{name}': data_range is '{data_range}', and a likelihood is of pixels in [0, 1]; set 'unit' in "
-                "its entry of MODELS"
+                "its entry"
             )
         return  # whatever number a decoder gives is a logit
     low, high = (float(bound) for bound in outputs["generator"][0].aminmax())
     found = f"model '{name}': its generator gives values from {low:.3g} to {high:.3g}, and data_range '{data_range}' is"
     lowest, end = (-1, "tanh") if data_range == "symmetric" else (0, "a sigmoid")
     if not (low >= lowest and high <= 1):
-        raise AtelierError(f"{found} [{lowest}, 1]; end it in {end}: change {_place(name, None)}")
+        raise AtelierError(f"{found} [{lowest}, 1]; end it in {end}: change {code.file}")
     if low >= 0 > lowest:
-        raise AtelierError(
-            f"{found} [-1, 1]; end it in tanh, or set 'unit' in its entry of MODELS: change {_place(name, None)}"
-        )
+        raise AtelierError(f"{found} [-1, 1]; end it in tanh, or set 'unit' in its entry: change {code.file}")
 
 
 def _first_line(error: Exception) -> str:
     words = str(error).splitlines()[0] if str(error) else "fails"
     return words if isinstance(error, RuntimeError | NameError) else f"{type(error).__name__}: {words}"
-
-
-def _place(name: str, error: Exception | None) -> str:
-    """The file of a model, and the last of its lines on the way to an error."""
-    file = str(model_module(name).__file__)
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    return f"{file}:{lines[-1]}" if lines else file
 
 
 def _words(shapes: list[tuple[int, ...]]) -> str:

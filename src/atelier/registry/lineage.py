@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WEIGHTS_TAG = "atelier.weights_sha256"
 REPORT_TAG = "atelier.report_sha256"
 PACKAGE_TAG = "atelier.package_sha256"
+CODE_TAG = "atelier.code_sha256"
 METRICS_TAG = "atelier.metrics"  # the whole of metrics.json: gates need no artifact store
 PARAMS_TAG = "atelier.config"
 COMMIT_TAG = "atelier.git_commit"
@@ -60,6 +61,8 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
         folder = root / "data" / kind / config.dataset
         if folder.is_dir():
             tags[f"{DATA_TAG}data.{kind}.{config.dataset}"] = dvc_md5(folder)
+    if config.code_sha256:
+        tags[CODE_TAG] = config.code_sha256
     if (code := code_of(root)) is not None:
         tags |= {COMMIT_TAG: code.commit, CLEAN_TAG: str(code.clean).lower()}
     if digest := os.environ.get("ATELIER_IMAGE_DIGEST"):
@@ -168,8 +171,8 @@ def pick_version(mlflow_client: MlflowClient, name: str, number: int | None, roo
 
 
 def existing_version(mlflow_client: MlflowClient, name: str, tags: dict[str, str]) -> ModelVersion | None:
-    """The first version of the same weights and report."""
-    same = [equals(f"tags.`{tag}`", tags[tag]) for tag in (WEIGHTS_TAG, REPORT_TAG)]
+    """The first version of the same weights and report, and of the same code of the user's own."""
+    same = [equals(f"tags.`{tag}`", tags[tag]) for tag in (WEIGHTS_TAG, REPORT_TAG, CODE_TAG) if tag in tags]
     found = every(mlflow_client.search_model_versions, " and ".join([equals("name", name), *same]))
     return min(found, key=lambda version: int(version.version), default=None)
 

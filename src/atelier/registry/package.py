@@ -127,6 +127,12 @@ def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
             pip_requirements=[
                 f"atelier-images=={atelier.__version__}",
                 f"torch=={config.versions['torch'].split('+')[0]}",
+                # of the user's own
+                *(
+                    f"{name}=={version}"
+                    for name, version in config.versions.items()
+                    if name not in ("atelier", "torch")
+                ),
             ],
         )
 

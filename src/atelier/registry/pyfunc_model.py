@@ -1,4 +1,4 @@
-"""What `mlflow.pyfunc.load_model` and `mlflow models serve` run: installed code; a package holds data only.
+"""What `mlflow.pyfunc.load_model` and `mlflow models serve` run: installed code, and that of the user's own model.
 
 MLflow calls `_load_pyfunc` of the module that the package names, with the folder of its data.
 """
@@ -13,6 +13,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from atelier.errors import InputError
+from atelier.own_code import CARRIED
 from atelier.pictures import Images, png_bytes
 from atelier.sampler import Sampler
 
@@ -89,5 +90,6 @@ def _number(name: str, value: Any) -> float:
 
 
 def _load_pyfunc(folder: str) -> RegisteredSampler:
-    """Load the sampler; altered weights refuse."""
-    return RegisteredSampler(Sampler.load(Path(folder) / "model"))
+    """Load the sampler; altered weights refuse. A model of the user's own is built by the code that it carries."""
+    model = Path(folder) / "model"
+    return RegisteredSampler(Sampler.load(model, model / CARRIED))

@@ -49,7 +49,7 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     run = params.run(run_name)
     name = params.register_.prefix + run_name
     model_folder, report_folder = root / "models" / run_name, root / "reports" / run_name
-    config = Sampler.load(model_folder).config
+    config = Sampler.load(model_folder, root).config
     weights_sha256 = config.sampler_sha256
     metrics = Report.read(report_folder / "metrics.json", f"atelier evaluate {run_name}")
     if metrics.weights_sha256 != weights_sha256:
@@ -82,7 +82,9 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
         else:
             _require_files(mlflow_client, version)
         mlflow_client.set_terminated(run_id, status="FINISHED")
-    registration = Registration(name=name, weights_sha256=weights_sha256, report_sha256=report_sha256)
+    registration = Registration(
+        name=name, code_sha256=config.code_sha256, weights_sha256=weights_sha256, report_sha256=report_sha256
+    )
     here = {"version": int(version.version), "uri": uri_of(version), "run_id": version.run_id}
     VersionRecord(**dict(registration), **here).write(record / "version.json")
     registration.write(path)

@@ -28,11 +28,11 @@ def sample(
     """Draw `count` images into FILE.npz (arrays `images` uint8 (n, h, w, c) and `labels`, -1 without) or a PNG grid.
 
     Raises:
-        InputError: if the model does not exist, or does not know the label.
+        InputError: if the model does not exist, does not know the label, or is built by code that is not here.
         AtelierError: if MLflow does not answer or the weights were altered.
     """
     with _folder_of(model, root) as folder:
-        sampler = Sampler.load(folder)
+        sampler = Sampler.load(folder, root)
     _check_count(count, sampler, out)
     labels = sampler.labels(count, label)
     pieces = watch(

@@ -46,7 +46,7 @@ def needed_bytes(run: Run, ranks: Ranks) -> tuple[int, int]:
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes without numbers
-            networks = build_networks(run.model, run.recipe, run.shape)
+            networks = build_networks(run.code, run.recipe, run.shape)
             weights = {role: _bytes(network.state_dict().values()) for role, network in networks.items()}
             kept = {role: _kept_bytes(role, network, run, ranks) for role, network in networks.items()}
     except AtelierError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest, fsync, read_limited, write_atomic
 from atelier.journal import LIMIT_BYTES, record_folder
+from atelier.own_code import CARRIED
 from atelier.pictures import SHEET_ROWS, SHEETS, pack_sheets, save_sheet
 from atelier.sampler import Sampler, draw_noise
 from atelier.tensors import save_tensors
@@ -29,8 +31,11 @@ def draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
         fsync(file)
 
 
-def publish_model(method: Method, config: ModelConfig, folder: Path, target: Path) -> None:
-    """Put weights, config, journal and pictures of an ended training, whose folder is given, in their place."""
+def publish_model(method: Method, config: ModelConfig, own: Mapping[str, bytes], folder: Path, target: Path) -> None:
+    """Put weights, config, journal and pictures of an ended training, whose folder is given, in their place.
+
+    With them go the sources of a model of the user's own.
+    """
     with atomic_directory(target) as partial:
         networks = {"sampler": method.sampling_network()} | method.companions()
         for name, network in networks.items():
@@ -40,6 +45,8 @@ def publish_model(method: Method, config: ModelConfig, folder: Path, target: Pat
         shutil.copy(folder / JOURNAL, partial)
         shutil.copytree(folder / PICTURES, partial / PICTURES, ignore=shutil.ignore_patterns("*.npy"))
         pack_sheets(folder / PICTURES, partial / SHEETS)
+        for name, source in own.items():
+            write_atomic(partial / CARRIED / name, source)
 
 
 def publish_record(folder: Path, root: Path, run: str) -> None:

@@ -18,6 +18,7 @@ from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError, Terminated, ToldByWriter
 from atelier.files import digest_of, hold, remove_folder, to_json
 from atelier.models.contract import build_checked_networks
+from atelier.own_code import counted_digest, sources, sources_sha256
 from atelier.ranks import RankLost, Ranks, join_ranks
 from atelier.tracking import run_params
 from atelier.tracking.feed import Feed
@@ -33,7 +34,7 @@ from atelier.training.publish import draw_picture, publish_model, publish_record
 MLFLOW_WAIT_SECONDS = 60.0
 MLFLOW_PATIENCE_SECONDS = 5.0  # after a failure or SIGTERM: torchrun and Kubernetes allow 30 s in all
 # what a config says of the machine and of the result, not of the training
-OF_ENVIRONMENT = {"versions", "device", "world_size", "precision", "threads", "weights_sha256"}
+OF_ENVIRONMENT = {"versions", "device", "world_size", "precision", "threads", "weights_sha256", "code_sha256"}
 
 
 def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path | None:
@@ -63,13 +64,16 @@ def train(run_name: str, params: Params, root: Path, say: Callable[[str], None])
 def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
     card = read_card(root, run.dataset)
     _set_arithmetic(run.recipe.precision)
-    config = _config(run, card, ranks)
+    own = sources(run.code)  # as they are now: they may be edited before the end
+    config = _config(run, card, ranks, sources_sha256(own))
     # what a checkpoint must agree with, to be gone on from
     identity = {
         "training": config.model_dump(exclude=OF_ENVIRONMENT),
         "tick_kimg": params.train.tick_kimg,
         "pictures": params.train.pictures,
     }
+    if own:
+        identity["code"] = counted_digest(run.code)
     here = environment(ranks, config.precision)
     ranks.refuse_different({"identity": identity, "environment": here})
     ranks.share_of(run.recipe.batch)
@@ -115,7 +119,7 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
             )
             if ranks.is_writer:
                 method.finish(lambda: data.in_order(500))
-                publish_model(method, config, folder, root / "models" / run.name)
+                publish_model(method, config, own, folder, root / "models" / run.name)
             status = "FINISHED"
         except Terminated:
             status = "KILLED"
@@ -143,7 +147,7 @@ def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
 def _method(run: Run, ranks: Ranks) -> Method:
     ranks.together(lambda: refuse_too_large(run, ranks))
     torch.manual_seed(run.recipe.seed)
-    networks = synchronise(build_checked_networks(run.model, run.recipe, run.shape), ranks)
+    networks = synchronise(build_checked_networks(run.code, run.recipe, run.shape), ranks)
     for network in networks.values():
         in_microbatches(network, run.recipe.microbatch)
         if run.recipe.compile:
@@ -178,10 +182,11 @@ def _set_arithmetic(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = allow_tf32
 
 
-def _config(run: Run, card: DataCard, ranks: Ranks) -> ModelConfig:
+def _config(run: Run, card: DataCard, ranks: Ranks, code_sha256: str | None) -> ModelConfig:
     return ModelConfig(
         run=run.name,
         dataset=run.dataset,
+        code_sha256=code_sha256,
         model=run.model,
         recipe=run.recipe,
         noise=run.recipe.noise,
@@ -192,7 +197,7 @@ def _config(run: Run, card: DataCard, ranks: Ranks) -> ModelConfig:
         class_names=list(run.info.class_names) if run.shape.classes else [],
         train_images_sha256=card.splits["train"].images_sha256,
         train_labels_sha256=card.splits["train"].labels_sha256,
-        versions={"atelier": atelier.__version__, "torch": str(torch.__version__)},
+        versions={"atelier": atelier.__version__, "torch": str(torch.__version__)} | run.code.versions,
         device=ranks.device.type,
         world_size=ranks.world_size,
         precision="bf16" if Autocast(run.recipe.precision, ranks.device).enabled else "fp32",

@@ -1,0 +1,104 @@
+"""Models of the user's own: a file `models/NAME.py` of the workspace, or a module of an installed package."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from atelier.errors import AtelierError, InputError
+from atelier.models import MODELS, Model, ModelCode, built_in
+from atelier.models.loading import bound, load_name, not_imported
+from atelier.models.recipe import GanRecipe, VaeRecipe
+
+FOLDER = "models"  # of a workspace
+ENTRY = "MODEL"
+GROUP = "atelier.models"  # of entry points: a model's name → the module that holds it
+
+
+def find_model(name: str, root: Path | None) -> ModelCode | None:
+    """The model of this name, if there is one: built in, of a workspace, or of an installed package.
+
+    Raises:
+        InputError: if two have this name, or its file has a mistake.
+    """
+    file = None if root is None or not name.isidentifier() else root / FOLDER / f"{name}.py"
+    here = file if file is not None and file.is_file() else None
+    if here is not None and name.replace("_", "-") in MODELS:
+        raise InputError(f"{here}: '{name.replace('_', '-')}' is a built-in model; give the file another name")
+    if name in MODELS:
+        return built_in(name)
+    installed = list(entry_points(group=GROUP, name=name))
+    if len(installed) + (here is not None) > 1:
+        places = [str(here)] if here else []
+        places += [f"the installed '{_requirement(one)}'" for one in installed]
+        raise InputError(f"model '{name}': is in {' and in '.join(places)}; rename one of them")
+    if installed:
+        return _installed(name, installed[0])
+    return None if here is None else ModelCode(name, _read(here), here, None)
+
+
+def own_names(root: Path) -> Iterator[str]:
+    """The models that are not built in, by name: those of a workspace, then those of installed packages."""
+    for file in sorted((root / FOLDER).glob("*.py")):
+        try:
+            holds_one = ENTRY in bound(ast.parse(file.read_bytes()).body)
+        except (SyntaxError, ValueError, OSError):
+            holds_one = True  # whoever asks for it is told
+        if holds_one:
+            yield file.stem
+    yield from sorted(entry_points(group=GROUP).names)
+
+
+def all_models(root: Path) -> Iterator[ModelCode]:
+    """The models that are built in, and those of the user's own.
+
+    Raises:
+        InputError: if two have one name, or a file has a mistake.
+    """
+    for name in [*MODELS, *own_names(root)]:
+        if (code := find_model(name, root)) is not None:
+            yield code
+
+
+def _installed(name: str, point: EntryPoint) -> ModelCode:
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except Exception as error:  # whatever the package around it may raise
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"model '{name}': {_requirement(point)}: cannot be imported: {words}; mend it") from None
+    if spec is None or spec.origin is None:
+        raise InputError(f"model '{name}': {_requirement(point)} has no module {point.module}; install it again")
+    file = Path(spec.origin)
+    return ModelCode(name, _read(file, spec.parent), file, point.module, _requirement(point))
+
+
+def _requirement(point: EntryPoint) -> str:
+    return f"{point.dist.name}=={point.dist.version}" if point.dist else point.value
+
+
+def _read(file: Path, package: str | None = None) -> Model:
+    """The entry of a file, without the rest of it where it can be; what is missing in the rest is told all the same."""
+    try:
+        nodes = ast.parse(file.read_bytes(), str(file)).body
+        names = bound(nodes)
+        if ENTRY not in names and "*" not in names:
+            raise InputError(f"{file}: has no {ENTRY}; add {ENTRY} = Model(recipe=..., source=..., data_range=...)")
+        entry = load_name(ENTRY, file, package)
+    except AtelierError as error:
+        raise InputError(str(error)) from None
+    except Exception as error:  # whatever code of the user's own may raise
+        raise not_imported(file, error) from None
+    line = next((node.lineno for node in reversed(nodes) if ENTRY in bound([node])), 1)
+    if not isinstance(entry, Model):
+        raise InputError(f"{file}:{line}: {ENTRY} is {type(entry).__name__}, not Model(...); mend it")
+    if type(entry.recipe) not in (GanRecipe, VaeRecipe):
+        raise InputError(
+            f"{file}:{line}: {ENTRY}.recipe: must be GanRecipe(...) or VaeRecipe(...), not of a class of its own"
+        )
+    for role in entry.roles:
+        if role not in names and "*" not in names:
+            raise InputError(f"{file}: has no function '{role}'; add it")
+    return entry
