@@ -36,6 +36,7 @@ KEPT_DAYS = 14
 RETRY_SECONDS = 30.0
 LAST_LINES = 200  # in which a failed training's reason is looked for: torchrun adds a report of its own
 FAILURES = "failures"  # in a workspace: what nodes of a TrainJob left
+SOURCES = "sources"  # a stage's parameter beside the sections of params.yaml: code of the workspace's own models
 PLACE = "place"  # metadata of an artifact: its path in a workspace, such as models/RUN
 
 
@@ -140,11 +141,18 @@ def clear_workspaces(shared: Path, pipeline_run: str) -> None:
 def fill(root: Path, params: Mapping[str, Any], inputs: Iterable[Artifact]) -> None:
     """Write params.yaml and put every input in its place: by hard links, since MLflow takes no symbolic ones."""
     values = as_written(params)
+    write_sources(root, values.pop(SOURCES, {}))
     for section, keys in json.loads(os.environ.get(COMMON_PARAMS, "{}")).items():
         values[section] = keys | values.get(section, {})
     write_json(root / "params.yaml", values)
     for artifact in inputs:
         place(Path(artifact.path), root / artifact.metadata[PLACE])
+
+
+def write_sources(root: Path, sources: Mapping[str, str]) -> None:
+    """Write the code of a workspace's own models; see `training.handed_over`."""
+    for name, text in sources.items():
+        write_atomic(root / name, base64.b64decode(text))
 
 
 def place(source: Path, target: Path) -> None:

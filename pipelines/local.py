@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atelier.components.workspace import PLACE, place
+from atelier.components.workspace import PLACE, place, write_sources
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
 from atelier.tracking import client, experiment_id, tracking_uri
@@ -45,7 +45,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
     from docker.errors import DockerException
     from kfp import local
 
-    from atelier.pipelines.training import Options, arguments, build, common_params, gates
+    from atelier.pipelines.training import Options, arguments, build, common_params, gates, handed_over
 
     values = arguments(params)
     paths = dict[str, str]()
@@ -72,6 +72,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
     except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)
+    write_sources(out, handed_over(params, params.runs))
     _require_outputs(params, out)
     return out
 

@@ -1,5 +1,6 @@
 """The graph of `dvc.yaml` for Kubeflow Pipelines: the same stages, edges and parameters; and the file it becomes."""
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -11,10 +12,11 @@ from kfp import compiler, dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Input, Model
 
 from atelier.components import stages as components
-from atelier.components.workspace import COMMON_PARAMS, TRIES, WORKSPACES
+from atelier.components.workspace import COMMON_PARAMS, SOURCES, TRIES, WORKSPACES
 from atelier.config import Params
 from atelier.errors import InputError
 from atelier.files import write_atomic
+from atelier.own_code import sources
 from atelier.plan import STAGES as PLANNED
 
 NAME = "atelier-training"
@@ -124,7 +126,9 @@ def arguments(params: Params) -> dict[str, Any]:
 def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iterable[str]) -> dict[str, Any]:
     """`params.yaml` of one stage: its data sets and runs, what it reads, and nothing of others.
 
-    Runs are a list, each with its name: Kubeflow keeps the order of a list, not of a mapping.
+    Runs are a list, each with its name: Kubeflow keeps the order of a list, not of a mapping. With them go the sources
+    of models that the workspace holds: the image need not have them, and what was made with others is not taken from
+    the cache.
     """
     values = params.model_dump(mode="json", by_alias=True, exclude_none=True)  # a null is no default for Kubeflow
     made: dict[str, Any] = {"datasets": list(datasets)}
@@ -134,6 +138,8 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
         section, _, key = _key(name).partition(".")
         if section in values and section != "runs":
             made[section] = made.get(section, {}) | {key: values[section][key]}
+    if own := handed_over(params, runs):
+        made[SOURCES] = own
     # a data set of one's own is known by these two
     for section, key in (("ingest", "paths"), ("prepare", "sets")):
         own = {name: value for name, value in values[section][key].items() if name in made["datasets"]}
@@ -141,6 +147,12 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
         if own:
             made[section] = made.get(section, {}) | {key: own}
     return made
+
+
+def handed_over(params: Params, runs: Iterable[str]) -> dict[str, str]:
+    """The sources of the workspace's own models that runs name, by path: in base 64, since Argo expands `{{…}}`."""
+    codes = [code for code in (params.run(run).code for run in runs) if code.module is None]
+    return {name: base64.b64encode(content).decode() for code in codes for name, content in sources(code).items()}
 
 
 def _key(name: str) -> str:

@@ -34,9 +34,7 @@ LIMIT_BYTES = 64 << 20  # no honest record is larger
 FLOOR = "floor_"  # before a metric's name: what real training images get in place of fakes
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, '-' and '_'")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
-Distribution = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the name of a distribution")
-]
+Distribution = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the name of a distribution")]
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+!-]+$", description="a version")]
 Channels = Annotated[int, Field(ge=1, le=4)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]

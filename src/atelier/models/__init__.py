@@ -1,7 +1,7 @@
 """The table of models. A model is one file here that builds its networks, and one entry of `MODELS`.
 
-One of the user's own is a file `models/NAME.py` of the workspace that holds both, its entry as `MODEL`; what such a
-file imports from here is `__all__`.
+One of the user's own is a file `models/NAME.py` of the workspace that holds both, its entry as `MODEL`: it
+imports `GanRecipe` or `VaeRecipe`, `ImageShape` and `Model` from here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from atelier.models.likelihood import Bernoulli, Gaussian
     from atelier.models.prior import ClassPrior
-
-__all__ = ["DataRange", "GanRecipe", "ImageShape", "Model", "Recipe", "VaeRecipe"]
 
 DataRange = Literal["symmetric", "unit"]  # images in [-1, 1] or in [0, 1]
 
