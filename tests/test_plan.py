@@ -143,7 +143,7 @@ def test_every_parameter_that_a_stage_reads_is_in_the_plan_and_no_other(ran: dic
     of_stage = [did.parameters for name, did in ran.items() if name.partition("@")[0] == stage]
     seen = {SAME.get(key, key) for keys in of_stage for key in keys}
     unplanned = {key for key in seen if not any(key == read or key.startswith(f"{read}.") for read in reads)}
-    of_the_row = {key for key in unplanned if key.startswith("run.entry.")} | {"run.name"}
+    of_the_row = {key for key in unplanned if key.startswith("run.entry.")} | {"run.name", "run.code"}
     if "runs" in reads:
         of_the_row |= {key for key in unplanned if key.startswith(("run.", "dataset.info."))}
     assert unplanned - of_the_row == WITHOUT_EFFECT[stage]

@@ -109,7 +109,7 @@ def test_repro_again_does_nothing(checkout: Path, environment: dict[str, str]) -
 
 def test_everything_the_pipeline_makes_is_ignored_by_git(checkout: Path, environment: dict[str, str]) -> None:
     assert run(checkout, environment, "git", "status", "--porcelain") == ""
-    for name in (*OUTS, "runs", "registry", "mlflow.db"):
+    for name in ("data", "reference", "models/mnist-cgan", "reports", "runs", "registry", "mlflow.db"):
         assert (checkout / name).exists()
         assert run(checkout, environment, "git", "check-ignore", name).strip() == name
 

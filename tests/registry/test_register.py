@@ -53,7 +53,9 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
     (version_file,) = root.glob("runs/mnist-cgan/*/version.json")
     version = read_json(version_file)
     assert version["uri"] == "models:/mnist-cgan/1"
-    assert entry == {key: version[key] for key in ("format", "name", "weights_sha256", "report_sha256")}  # anywhere
+    assert entry == {
+        key: version[key] for key in ("format", "name", "code_sha256", "weights_sha256", "report_sha256")
+    }  # anywhere
 
     # the journal is in MLflow, each tick once, and the report with it
     journal = read_journal(root / "models" / "mnist-cgan" / "journal.jsonl")

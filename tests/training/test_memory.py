@@ -8,7 +8,7 @@ import torch
 from atelier.config import Run
 from atelier.config.catalogue import DATASETS
 from atelier.errors import AtelierError
-from atelier.models import MODELS, count_parameters
+from atelier.models import MODELS, built_in, count_parameters
 from atelier.ranks import Ranks
 from atelier.training import memory
 from atelier.training.memory import cgroup_limits, needed_bytes, refuse_too_large
@@ -18,7 +18,7 @@ def a_run(model: str, **changes: object) -> Run:
     entry = MODELS[model]
     data = "mnist" if entry.home.channels == 1 else "pokemon"
     recipe = entry.recipe.model_copy(update={"precision": "fp32"} | changes)
-    return Run("mine", data, DATASETS[data], model, recipe)
+    return Run("mine", data, DATASETS[data], built_in(model), recipe)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -77,9 +77,9 @@ def load_name(name: str, file: Path, package: str | None = None) -> Any:
     """
     tree = ast.parse(file.read_bytes(), str(file))
     wanted, chosen = {name}, set[ast.stmt]()
-    while more := {node for node in tree.body if node not in chosen and bound([node]) & wanted}:
+    while more := {node for node in tree.body if node not in chosen and _concerns(node, wanted)}:
         chosen |= more
-        wanted |= {part.id for node in more for part in ast.walk(node) if isinstance(part, ast.Name)}
+        wanted |= set().union(*map(_mentioned, more))
     alone = ast.Module([node for node in tree.body if node in chosen], [])
     for code in (alone, tree):
         inside = package if package is not None else _package_of(file)
@@ -91,6 +91,15 @@ def load_name(name: str, file: Path, package: str | None = None) -> Any:
             if code is tree:
                 raise
     raise AssertionError
+
+
+def _concerns(node: ast.stmt, names: set[str]) -> bool:
+    """Whether a statement gives something to one of these names, or changes what it has, as `VALUES["a"] = 1` does."""
+    return bool((bound([node]) or _mentioned(node)) & names)
+
+
+def _mentioned(node: ast.stmt) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def bound(nodes: list[ast.stmt]) -> set[str]:

@@ -14,9 +14,12 @@ from atelier.config import Params
 from atelier.config.records import Estimate, ModelConfig, Record, Report
 from atelier.data.arrays import dvc_md5
 from atelier.errors import InputError
+from atelier.files import files_below
+from atelier.models.own import FOLDER
+from atelier.own_code import CARRIED
 from atelier.registry.gates import Judged
 from atelier.tracking import ensure_registered_model, equals, every, public, public_uri, tracking_uri
-from atelier.tracking.origin import code_of
+from atelier.tracking.origin import code_of, git
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,10 +67,18 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
     if config.code_sha256:
         tags[CODE_TAG] = config.code_sha256
     if (code := code_of(root)) is not None:
-        tags |= {COMMIT_TAG: code.commit, CLEAN_TAG: str(code.clean).lower()}
+        clean = code.clean and _is_committed(root, config.run)
+        tags |= {COMMIT_TAG: code.commit, CLEAN_TAG: str(clean).lower()}
     if digest := os.environ.get("ATELIER_IMAGE_DIGEST"):
         tags["atelier.image_digest"] = digest
     return tags
+
+
+def _is_committed(root: Path, run: str) -> bool:
+    """Whether git has the files of a run's own model, which may stand among what it ignores."""
+    carried = root / "models" / run / CARRIED
+    names = [path.relative_to(carried).as_posix() for path in files_below(carried / FOLDER)]
+    return not names or len((git(root, "ls-files", "--", *names) or "").splitlines()) == len(names)
 
 
 def _parameters(params: Params, config: ModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained model as an MLflow model with a card: data only, no code and no pickle, tried in a fresh process."""
+"""A trained model as an MLflow model with a card: no pickle, no code but the user's own; tried in a fresh process."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from atelier.config.records import ModelConfig, Report
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.metrics import cautions
 from atelier.files import folder_digest
+from atelier.own_code import CARRIED
 from atelier.processes import clean_environment, run
 from atelier.registry.lineage import COMMIT_TAG, PACKAGE_TAG, uri_of
 from atelier.tracking import public, public_uri, tracking_uri
@@ -52,10 +53,15 @@ def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: 
     asked = f"one of {len(classes)} classes on request ({', '.join(classes)})" if classes else "no choice of class"
     torch, commit = plain(config.versions.get("torch", "?")), tags.get(COMMIT_TAG, "unknown")
     cautioned = "".join(f" **{caution}.**" for caution in cautions(conditions))
+    own = (
+        ""
+        if config.code_sha256 is None
+        else f" It is the user's own; what builds its networks is in `model/{CARRIED}`."
+    )
     recipe = ", ".join(f"{key} {plain(str(value))}" for key, value in config.recipe.model_dump().items())
     return f"""# {name}
 
-Draws images like those of **{title}**: {size}, {asked}. Model `{config.model}`: {plain(run.entry.source)}.
+Draws images like those of **{title}**: {size}, {asked}. Model `{config.model}`: {plain(run.entry.source)}.{own}
 
 ![Samples, a row a class where there are classes](report/grid.png)
 
@@ -110,7 +116,7 @@ def description(card: str) -> str:
 
 
 def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
-    """Log a package as an MLflow model of a run: data alone, which the installed atelier loads."""
+    """Log a package as an MLflow model of a run, which the installed atelier loads."""
     import mlflow
     import pandas as pd
 

@@ -17,9 +17,11 @@ from atelier.config.records import ModelConfig, Record, differences
 from atelier.data.arrays import dvc_md5, prepared_folder
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
+from atelier.models.own import FOLDER, find_model
+from atelier.own_code import CARRIED
 from atelier.processes import clean_environment, run
 from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, find_version
-from atelier.registry.package import fetched
+from atelier.registry.package import PACKAGE, fetched
 from atelier.tracking import client, mlflow_errors, public, require_store
 from atelier.tracking.origin import git
 
@@ -76,6 +78,11 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
     with tempfile.TemporaryDirectory(prefix="atelier-reproduce-") as folder:
         clone = Path(folder) / "clone"
         _clone(root, tags[COMMIT_TAG], clone)
+        if recorded.code_sha256 and find_model(recorded.model, clone) is None:
+            raise InputError(
+                f"{uri}: its commit has no {FOLDER}/{recorded.model}.py, which was not committed; the file that it was "
+                f"made by is {PACKAGE}/model/{CARRIED}/{FOLDER}/{recorded.model}.py of its artifacts"
+            )
         _write_params(clone / "params.yaml", recorded.dataset, params.sections(bool(recorded.class_names)))
         _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
         say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
