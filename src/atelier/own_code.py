@@ -100,6 +100,13 @@ def require_code(config: ModelConfig, folder: Path, root: Path | None) -> ModelC
 
 def _is_same(code: ModelCode, carried: Path) -> bool:
     try:
-        return counted_digest(code) == counted_digest(code, carried)
-    except AtelierError:
+        theirs = counted_digest(code, carried)
+    except (
+        AtelierError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+        OSError,
+    ):  # whatever a forged file may do to a reader
         return False
+    return counted_digest(code) == theirs

@@ -128,12 +128,13 @@ def test_names_are_told_and_lead_nowhere_else(tmp_path: Path) -> None:
     assert find_model("blocks", tmp_path / "nowhere") is None
 
 
-def test_a_file_beside_it_is_imported_relatively_and_that_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["blocks", "models.blocks"])
+def test_a_file_beside_it_is_imported_relatively_and_that_is_said(tmp_path: Path, name: str) -> None:
     write_model(tmp_path)
     file = tmp_path / "models" / "mine.py"
-    file.write_text(file.read_text().replace("from .blocks import", "from blocks import"))
+    file.write_text(file.read_text().replace("from .blocks import", f"from {name} import"))
     code = find(tmp_path)
-    with pytest.raises(InputError, match=r"mine\.py:4: .*; a file beside it is imported by 'from \. import blocks'$"):
+    with pytest.raises(InputError, match=r"mine\.py:4: .*; a file beside it is imported by 'from \.NAME import …'$"):
         build_networks(code, code.entry.recipe, SHAPE)
 
 

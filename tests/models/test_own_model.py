@@ -161,6 +161,8 @@ def test_networks_that_could_not_be_written_after_training_are_refused_before(ow
         ("Model(", "dict(", r":8: MODEL is dict, not Model\(\.\.\.\); mend it"),
         ("kimg=100", "kimg=hundred", r":9: cannot be imported: NameError: name 'hundred' is not defined; mend it"),
         ("MODEL = ", "MODELS = ", r": has no MODEL; add MODEL = Model\(recipe=\.\.\., .*\)"),
+        ("MODEL = ", "raise SystemExit(MODEL)\nMODEL = ", r":8: cannot be imported: NameError: .*; mend it"),
+        ("MODEL = ", "MODEL = exit() or ", r":8: cannot be imported: SystemExit: None; mend it"),
         ("def discriminator", "def critic", r": has no function 'discriminator'; add it"),
         ("def generator(", "def generator((", r":16: cannot be imported: SyntaxError: .*; mend it"),
         ("GanRecipe, I", "GanRezipe, I", r":5: cannot be imported: ImportError: cannot import name 'GanRezipe' .*"),

@@ -310,7 +310,7 @@ def model_module(model: str | ModelCode) -> ModuleType:
     code = model if isinstance(model, ModelCode) else built_in(model)
     try:
         module = load_file(code.file) if code.module is None else importlib.import_module(code.module)
-    except Exception as error:  # whatever the code of a model of one's own may raise
+    except (Exception, SystemExit) as error:  # whatever the code of a model of one's own may raise
         if isinstance(error, ModuleNotFoundError) and error.name == code.module:
             raise AtelierError(f"{code.file}: missing, and MODELS has an entry '{code.name}'") from None
         raise not_imported(code.file, error) from None

@@ -119,7 +119,7 @@ def bound(nodes: list[ast.stmt]) -> set[str]:
     return found
 
 
-def place(file: Path, error: Exception) -> str:
+def place(file: Path, error: BaseException) -> str:
     """A file, and the last of its lines on the way to an error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -128,12 +128,13 @@ def place(file: Path, error: Exception) -> str:
     return f"{file}:{lines[-1]}" if lines else str(file)
 
 
-def not_imported(file: Path, error: Exception) -> InputError:
+def not_imported(file: Path, error: BaseException) -> InputError:
     """What is said of a file of Python that does not run."""
     words = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
     hint = "mend it"
-    if isinstance(error, ModuleNotFoundError) and error.name and (file.parent / f"{error.name}.py").is_file():
-        hint = f"a file beside it is imported by 'from . import {error.name}'"
+    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if missing == file.parent.name or (file.parent / f"{missing}.py").is_file():
+        hint = "a file beside it is imported by 'from .NAME import …'"
     return InputError(f"{place(file, error)}: cannot be imported: {type(error).__name__}: {words}; {hint}")
 
 

@@ -58,7 +58,7 @@ def all_models(root: Path) -> Iterator[ModelCode]:
     Raises:
         InputError: if two have one name, or a file has a mistake.
     """
-    for name in [*MODELS, *own_names(root)]:
+    for name in dict.fromkeys([*MODELS, *own_names(root)]):
         if (code := find_model(name, root)) is not None:
             yield code
 
@@ -89,7 +89,7 @@ def _read(file: Path, package: str | None = None) -> Model:
         entry = load_name(ENTRY, file, package)
     except AtelierError as error:
         raise InputError(str(error)) from None
-    except Exception as error:  # whatever code of the user's own may raise
+    except (Exception, SystemExit) as error:  # whatever code of the user's own may raise
         raise not_imported(file, error) from None
     line = next((node.lineno for node in reversed(nodes) if ENTRY in bound([node])), 1)
     if not isinstance(entry, Model):

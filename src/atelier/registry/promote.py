@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from atelier.config import Promote
 from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError, InputError
+from atelier.own_code import require_code
 from atelier.registry.gates import Gate, judge
 from atelier.registry.history import History, append, read_history, settle
 from atelier.registry.lineage import (
@@ -154,11 +155,13 @@ def copy_version(version: ModelVersion, to_registry: str, root: Path, say: Calla
     The version is made last, once its artifacts came back from there unaltered and drew images in a fresh process.
 
     Raises:
+        InputError: if its model is the user's own, and its code is not here.
         AtelierError: if either registry does not answer, or the artifacts are not those that were registered.
     """
     here, there = public_uri(tracking_uri(root)), public_uri(to_registry)
     with mlflow_errors(root), fetched(client(root), version, root) as package:
         config = ModelConfig.read(package / "model" / "config.json", "atelier register")
+        require_code(config, package / "model", root)  # it is tried below: no other code than what is here is run
         tags = version.tags | {ORIGIN_TAG: f"{uri_of(version)} in {here}"}
         with using(to_registry), mlflow_errors(root):
             target = client(root)
