@@ -133,7 +133,7 @@ def not_imported(file: Path, error: BaseException) -> InputError:
     words = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
     hint = "mend it"
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-    if missing == file.parent.name or (file.parent / f"{missing}.py").is_file():
+    if missing.partition(".")[0] == file.parent.name or (file.parent / f"{missing}.py").is_file():
         hint = "a file beside it is imported by 'from .NAME import …'"
     return InputError(f"{place(file, error)}: cannot be imported: {type(error).__name__}: {words}; {hint}")
 
