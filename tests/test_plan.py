@@ -15,6 +15,7 @@ import atelier
 from atelier.closure import Counted, Package
 from atelier.config import Params, load_params
 from atelier.files import read_json
+from atelier.models import built_in
 from atelier.plan import STAGES, TABLES, UNCOUNTED, entries, plan, scope, uses
 from own_pictures import write_pictures
 from stage_process import Ran, run_stage
@@ -45,7 +46,8 @@ WITHOUT_EFFECT = {
     "compare": set(),
 }
 # executed to read params.yaml: what that gives is in the plan
-OF_CONFIG = ("atelier.config.reading", "atelier.config.catalogue", "atelier.models.recipe")
+OF_CONFIG = ("atelier.config.reading", "atelier.config.catalogue", "atelier.models.recipe", "atelier.models.own")
+FOUND = (built_in.__code__.co_filename, built_in.__code__.co_firstlineno)  # and this, which finds a run's model
 # names under which stages read what the plan calls otherwise, or has in the row of a table
 SAME = {
     "ingest.paths": "dataset.path",
@@ -130,7 +132,9 @@ def test_every_function_that_a_stage_calls_is_counted(
         missed = {
             (file, line)
             for file, line in did.functions
-            if file.endswith(".py") and not any(first <= line <= last for first, last in lines.get(file, []))
+            if file.endswith(".py")
+            and (file, line) != FOUND
+            and not any(first <= line <= last for first, last in lines.get(file, []))
         }
         assert missed == set(), name
         assert len(did.functions) > 10, name
