@@ -174,7 +174,9 @@ class Package:
             parts, used_names = module.used(known[name], rows, skipped)
             imports = [one for one in module.imports if {ALL, one.name} & used_names or one.name == ALL]
             strings = {string.decode() for part in parts for string in NAME.findall(part.text)}
-            files = [path.parent / one for one in sorted(strings) if "." in one and (path.parent / one).is_file()]
+            # files of Python are found by what imports them
+            named = [path.parent / one for one in sorted(strings) if "." in one and not one.endswith(".py")]
+            files = [one for one in named if one.is_file()]
             found[name] = Counted(parts, imports, files)
             waiting += [(one, frozenset({ALL})) for one in strings if one.count(".") >= DOTS and self.path(one)]
             waiting += [needed for one in module.imports for needed in self._imported(one, used_names)]
