@@ -25,9 +25,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -325,7 +327,7 @@ def differing(undisturbed: Undisturbed, root: Path) -> list[str]:
     return problems
 
 
-def tries(campaign: Campaign, seed: int, numbers: Iterator[int] | range) -> Iterator[dict[str, Any]]:
+def tries(campaign: Campaign, seed: int, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Kill, run again, compare."""
     for number in numbers:
         chance = random.Random(f"{seed} {number}")
@@ -365,14 +367,8 @@ def tries(campaign: Campaign, seed: int, numbers: Iterator[int] | range) -> Iter
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of tries")
-    parser.add_argument("--out", type=Path, help="JSON file of the result")
-    arguments = parser.parse_args()
-    start, results = time.monotonic(), []
+def in_this_process(seed: int, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Make the states of a workspace and try, one try after the other."""
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder))
         (campaign.base / "tmp").mkdir()
@@ -381,9 +377,52 @@ def main() -> None:
         (beginning / "params.yaml").write_text(PARAMS)
         (campaign.base / "site").mkdir()
         (campaign.base / "site" / "sitecustomize.py").write_text(SITE)
-        for result in tries(campaign, arguments.seed, arguments.only or range(arguments.tries)):
-            results.append(result)
-            print(json.dumps(result), flush=True)
+        yield from tries(campaign, seed, numbers)
+
+
+def in_processes(seed: int, numbers: Sequence[int], jobs: int) -> Iterator[dict[str, Any]]:
+    """Try in several processes, each with states of its own and every so-manieth number."""
+    command = [sys.executable, __file__, "--seed", str(seed), "--only"]
+    shares = [[*command, *map(str, numbers[job::jobs])] for job in range(jobs) if numbers[job::jobs]]
+    processes = [subprocess.Popen(share, stdout=subprocess.PIPE, text=True) for share in shares]
+    with ThreadPoolExecutor(len(processes)) as pool:
+        said: Queue[str | None] = Queue()
+
+        def listen(process: subprocess.Popen[str]) -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.put(line)
+            said.put(None)
+
+        for process in processes:
+            pool.submit(listen, process)
+        for _ in processes:
+            while (line := said.get()) is not None:
+                if line.startswith('{"try"'):
+                    yield json.loads(line)
+    if bad := [process.returncode for process in processes if process.wait() not in (0, 1)]:
+        raise SystemExit(f"a process of the campaign ended with {bad[0]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of tries")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that try at the same time")
+    parser.add_argument("--out", type=Path, help="JSON file of the result")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the processes that import torch
+    start, results = time.monotonic(), []
+    numbers = arguments.only or range(arguments.tries)
+    made = (
+        in_processes(arguments.seed, numbers, arguments.jobs)
+        if arguments.jobs > 1
+        else in_this_process(arguments.seed, numbers)
+    )
+    for result in made:
+        results.append(result)
+        print(json.dumps(result), flush=True)
     failed = [result for result in results if result["problems"]]
     by_action = Counter(result["action"] for result in results)
     summary = {
