@@ -161,7 +161,9 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(as_rank, (port, folder), nprocs=2)
+    import test_ranks  # by the name that a process of its own finds it under
+
+    multiprocessing.spawn(test_ranks.as_rank, (port, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -89,7 +89,11 @@ def test_an_altered_encoder_is_refused(trained: Path) -> None:
 
 
 def test_a_model_of_other_classes_than_the_data_have_is_refused(trained: Path) -> None:
-    (trained / "data/prepared/mnist/test-labels.npy").unlink()  # prepared anew, without labels
+    prepared = trained / "data/prepared/mnist"  # anew, without labels
+    (prepared / "test-labels.npy").unlink()
+    card = read_json(prepared / "card.json")
+    card["splits"]["test"] |= {"labels_sha256": None, "by_class": None}
+    write_json(prepared / "card.json", card)
     with pytest.raises(InputError, match="models/mnist-cvae: was trained with other classes than 'mnist' has now"):
         evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
 
