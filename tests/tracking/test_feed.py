@@ -46,7 +46,7 @@ class Training:
         for _ in range(lines):
             self.lines += 1
             kimg = self.lines / 2
-            append(self.timing, {"kimg": kimg, "unix": time.time()})
+            append(self.timing, {"kimg": kimg, "unix": time.time(), "seconds": 0.0})
             append(self.journal, {"kimg": kimg, "step": self.lines, "loss": 1 / self.lines})
 
     def go_back(self, lines: int) -> None:
@@ -169,7 +169,7 @@ def test_a_line_sent_twice_is_there_once(training: Training) -> None:
 
 def test_a_time_whose_line_is_not_written_yet_holds_nothing_up(training: Training) -> None:
     training.write(5)
-    append(training.timing, {"kimg": 3.0, "unix": time.time()})
+    append(training.timing, {"kimg": 3.0, "unix": time.time(), "seconds": 0.0})
     training.feed().end("FINISHED", 10)
     assert_complete(training)
 
