@@ -101,10 +101,10 @@ def core(wheel: Path, environment: dict[str, str], tmp_path_factory: pytest.Temp
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, str(wheel)], env=environment, check=True)
+    there = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, str(wheel)], env=there, check=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "core.pth").write_text(f"{folder / 'packages'}\n")
-    there = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     if there.pop("PYTHONDONTWRITEBYTECODE", ""):  # each of ten processes would compile all packages anew
         there["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
     return there | {"PATH": f"{python.parent}{os.pathsep}/usr/bin{os.pathsep}/bin"}

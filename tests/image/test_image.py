@@ -89,8 +89,8 @@ def test_the_packages_are_those_of_the_lock(docker: Docker, image: str) -> None:
 def test_the_code_is_that_of_the_working_tree(docker: Docker, image: str) -> None:
     listed = in_image(docker, image, "cd /opt/atelier && find atelier -name '*.py' | xargs sha256sum")
     inside = {path: sha256 for sha256, path in (line.split() for line in listed.splitlines())}
-    # the last two are links in the package
-    folders = {"atelier": "src/atelier", "atelier/components": "components", "atelier/pipelines": "pipelines"}
+    links = {f"atelier/{name}": name for name in ("components", "deploy", "pipelines")}
+    folders = {"atelier": "src/atelier", **links}
     here = {
         f"{name}/{path.relative_to(PROJECT / folder)}": digest(path)
         for name, folder in folders.items()
