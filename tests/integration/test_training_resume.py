@@ -68,7 +68,7 @@ def last_checkpoint(root: Path, run: str, ranks: int, options: tuple[str, ...]) 
     assert f"models: File exists; the last good checkpoint is {newest}" in said
     state = dict(checkpoints.read(newest))
     # what tells the time, not the training
-    del state["position"]["seconds"], state["timing_bytes"]
+    del state["position"]["seconds"], state["timing_bytes"], state["sha256"]["timing.jsonl"]
     return dict(leaves(state))
 
 
