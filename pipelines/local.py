@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 import uuid
@@ -64,7 +65,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
     environment = {PIPELINE_RUN: uuid.uuid4().hex, "MLFLOW_TRACKING_URI": tracking_uri(out)}
     runner = _docker(paths) if image else local.SubprocessRunner(use_venv=False)
     try:
-        with warnings.catch_warnings(), _flat_lists():
+        with warnings.catch_warnings(), _flat_lists(), _same_print():
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
             options = Options(image or "python", volume=False, tries=1, environment=environment, promote=promote)
@@ -94,6 +95,16 @@ def _flat_lists() -> Iterator[None]:
         yield
     finally:
         executor_input_utils.dsl_artifact_to_artifact_list = original
+
+
+@contextmanager
+def _same_print() -> Iterator[None]:
+    """Put `print` back: kfp's threads each indent it for their while, and one puts back what another made of it."""
+    original = builtins.print
+    try:
+        yield
+    finally:
+        builtins.print = original
 
 
 def _absolute(where: str, root: Path) -> str:

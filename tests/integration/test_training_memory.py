@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atelier.files import read_json, write_json
+from atelier.files import digest, read_json, write_json
 from small_trainings import Training, make_workspace
 
 pytestmark = pytest.mark.processes
@@ -24,7 +24,9 @@ def large(tmp_path: Path) -> Path:
     np.lib.format.open_memmap(folder / "train-images.npy", "w+", np.uint8, (IMAGES, SIDE, SIDE, 3))
     np.save(folder / "train-labels.npy", np.arange(IMAGES) % 10)
     card = read_json(folder / "card.json")
-    card["splits"]["train"]["images"] = IMAGES
+    sha256 = {f"{what}_sha256": digest(folder / f"train-{what}.npy") for what in ("images", "labels")}
+    card |= {"height": SIDE, "width": SIDE, "channels": 3}
+    card["splits"]["train"] |= {"images": IMAGES, **sha256}
     write_json(folder / "card.json", card)
     return root
 

@@ -73,6 +73,7 @@ def test_each_stage_finds_what_is_of_its_own_data_set_and_run(
     (stub / "__main__.py").write_text(f"import json\nREPORT = json.loads({judged!r})\n{STAGES}")
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stub.parent), environment["PYTHONPATH"]]))
+    printed = print
     out = run_local(load_params(tmp_path / "params.yaml"), tmp_path, tmp_path / "out", None)
 
     def inputs(place: str) -> list[str]:
@@ -90,6 +91,7 @@ def test_each_stage_finds_what_is_of_its_own_data_set_and_run(
         f"{stage} {run}" for stage in ("evaluate", "register", "train") for run in runs
     ]
     assert read_json(out / "reports" / "summary.json")["runs"] == list(runs)
+    assert print is printed
 
 
 def test_a_failing_stage_fails_the_run_and_the_runs_end(small_mnist: Path, environment: dict[str, str]) -> None:
