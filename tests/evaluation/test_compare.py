@@ -13,7 +13,7 @@ import pytest
 from atelier.config import load_params
 from atelier.config.records import Conditions, Estimate, Registration, Report, VersionRecord
 from atelier.errors import AtelierError
-from atelier.evaluation.compare import compare, curves_svg
+from atelier.evaluation.compare import compare, curves_svg, over_training_svg
 from atelier.evaluation.metrics import METRICS
 from atelier.evaluation.narrative import narrative, speed, with_deviation
 from atelier.files import digest, folder_digest, read_json, write_json
@@ -168,6 +168,12 @@ def test_a_formula_in_a_name_is_text_in_a_chart() -> None:
     (chart,) = curves_svg({"_$\\frac$ --> </svg><script>": [(1.0, 2.0), (2.0, 3.0)]})
     assert "script" not in chart
     assert "<!--" not in chart
+
+
+def test_a_scale_of_powers_is_written_in_figures() -> None:
+    chart = over_training_svg({"a": [(0.0, 300.0), (1.0, 0.5)]}, 1.0, "kimg")
+    assert 'id="DejaVuSans-14"' in chart  # the shape of 1, by its number in the font
+    assert 'id="DejaVuSans-7"' not in chart  # of $, with which formulas begin
 
 
 def test_a_damaged_curve_is_one_line(compared: Path) -> None:

@@ -293,6 +293,7 @@ def over_training_svg(curves: Curves, goal: float, unit: str) -> Markup:
     def adorn(axis: Any) -> None:
         axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
         axis.set_yscale("symlog", linthresh=max(abs(goal), 1e-6))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own writes powers as formulas
 
     return _svg(curves, unit, adorn)
 
