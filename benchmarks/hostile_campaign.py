@@ -13,7 +13,6 @@ short. Run as root it gives up root's way around permissions.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import functools
@@ -46,7 +45,7 @@ import kill_campaign  # noqa: E402
 from hostile.answers import Server, real_mlflow  # noqa: E402
 from hostile.damages import MARKER  # noqa: E402
 from hostile.inputs import FORMATS, FULL, INPUTS, STOPPED, Input  # noqa: E402
-from kill_campaign import Campaign, leftovers, store  # noqa: E402
+from kill_campaign import Campaign, conclude, leftovers, options, store  # noqa: E402
 
 import small_trainings  # noqa: E402
 from atelier.files import digest  # noqa: E402
@@ -603,11 +602,7 @@ def make_states(campaign: Hostile) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of tries")
-    parser.add_argument("--out", type=Path, help="JSON file of the result")
+    parser = options(__doc__)
     parser.add_argument("--folder", type=Path, help="keeps what undamaged commands made, for the next call")
     arguments = parser.parse_args()
     small_trainings.PRELOADED.set_forkserver_preload(
@@ -637,27 +632,20 @@ def main() -> None:
             for result in tries(campaign, arguments.seed, arguments.only or range(arguments.tries)):
                 results.append(json.loads(json.dumps(result).replace(str(base), "BASE")))
                 print(json.dumps(results[-1]), flush=True)
-    failed = [result for result in results if result["problems"]]
-    summary = {
-        "seed": arguments.seed,
-        "tries": len(results),
-        "ended": dict(Counter(result["ended"] for result in results)),
-        "failures": failed,
-        "by format": {
-            kind: dict(Counter(result["ended"] for result in results if result["format"] == kind))
-            for kind in sorted({result["format"] for result in results})
+    conclude(
+        arguments,
+        results,
+        start,
+        {
+            "ended": dict(Counter(result["ended"] for result in results)),
+            "by format": {
+                kind: dict(Counter(result["ended"] for result in results if result["format"] == kind))
+                for kind in sorted({result["format"] for result in results})
+            },
+            "most seconds": max(result["seconds"] for result in results),
+            "most megabytes": max(result["megabytes"] for result in results),
         },
-        "most seconds": max(result["seconds"] for result in results),
-        "most megabytes": max(result["megabytes"] for result in results),
-        "minutes": round((time.monotonic() - start) / 60),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(summary, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in summary.items() if key != "failures"}), f"{len(failed)} failures")
-    sys.exit(bool(failed))
+    )
 
 
 if __name__ == "__main__":

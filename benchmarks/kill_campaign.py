@@ -404,13 +404,39 @@ def in_processes(seed: int, numbers: Sequence[int], jobs: int) -> Iterator[dict[
         raise SystemExit(f"a process of the campaign ended with {bad[0]}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What every campaign is asked with."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of tries")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that try at the same time")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
+    return parser
+
+
+def conclude(
+    arguments: argparse.Namespace, results: list[dict[str, Any]], start: float, figures: dict[str, Any]
+) -> None:
+    """Write and tell what a campaign found, and exit with 1 if any try failed."""
+    failed = [result for result in results if result["problems"]]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    summary = {
+        "seed": arguments.seed,
+        "tries": len(results),
+        "failures": failed,
+        **figures,
+        "minutes": round((time.monotonic() - start) / 60),
+        "commit": commit.stdout.strip(),
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in summary.items() if key != "failures"}), f"{len(failed)} failures")
+    sys.exit(bool(failed))
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that try at the same time")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the processes that import torch
     start, results = time.monotonic(), []
@@ -423,23 +449,13 @@ def main() -> None:
     for result in made:
         results.append(result)
         print(json.dumps(result), flush=True)
-    failed = [result for result in results if result["problems"]]
     by_action = Counter(result["action"] for result in results)
-    summary = {
-        "seed": arguments.seed,
-        "tries": len(results),
-        "ended by the signal": sum(result["killed"] for result in results),
-        "failures": failed,
-        "by action": dict(sorted(by_action.items())),
-        "minutes": round((time.monotonic() - start) / 60),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(summary, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in summary.items() if key != "failures"}), f"{len(failed)} failures")
-    sys.exit(bool(failed))
+    conclude(
+        arguments,
+        results,
+        start,
+        {"ended by the signal": sum(r["killed"] for r in results), "by action": dict(sorted(by_action.items()))},
+    )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atelier.components.workspace import Artifact, errors_in_one_line, fill, workspace
+from atelier.components.workspace import Artifact, errors_in_one_line, fill, workspace, write_html
 from atelier.config import Promote, load_params
 from atelier.config.records import VersionRecord
-from atelier.files import write_atomic
 from atelier.registry.history import OtherChangeFirst
 from atelier.registry.promote import GatesNotPassed, promote
 from atelier.tracking import client, mlflow_errors
@@ -49,9 +48,7 @@ def promote_versions(
                 client(root).set_model_version_tag(one.name, str(one.version), DECISION_TAG, decision)
             print(f"{one.uri}: {decision}", flush=True)
     lines = "".join(f"<dt>{html.escape(uri)}<dd>{html.escape(decision)}" for uri, decision in decided.items())
-    title = html.escape(f"Promotion to {alias}")
-    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><dl>{lines}</dl>"
-    write_atomic(Path(decisions.path), page)
+    write_html(decisions, f"Promotion to {alias}", f"<dl>{lines}</dl>")
     return decided
 
 

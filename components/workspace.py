@@ -305,8 +305,13 @@ def write_page(page: Artifact, title: str, folder: Artifact, pictures: Iterable[
         f'{base64.b64encode((Path(folder.path) / name).read_bytes()).decode()}">'
         for name in pictures
     )
+    write_html(page, title, images)
+
+
+def write_html(page: Artifact, title: str, body: str) -> None:
+    """Write an HTML page of a title, which is escaped, and a body, which is not."""
     title = html.escape(title)
-    write_atomic(Path(page.path), f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{images}")
+    write_atomic(Path(page.path), f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{body}")
 
 
 def log_figures(figures: Artifact, report: Artifact) -> None:

@@ -36,17 +36,22 @@ def discriminator(recipe: GanRecipe, shape: ImageShape) -> nn.Module:
 def unused() -> None:
     pass
 '''
-PARAMS = """
-datasets: [own]
-runs: {run: {dataset: own, model: NAME}}
-ingest: {paths: {own: pictures}}
-prepare: {sets: {own: {side: 28, channels: 1, test_share: 0.4, classes: [cat, dog]}}}
+# of a workspace whose data set `own` is ingested: everything as small as it goes
+SMALL_STAGES = """prepare: {sets: {own: {side: 28, channels: 1, test_share: 0.4, classes: [cat, dog]}}}
 reference: {classifier_kimg: 0.1}
 train: {tick_kimg: 0.1, pictures: 2}
 evaluate:
   {samples: 100, draws: 2, manifold_samples: 50, memorisation_samples: 5, accuracy_kimg: 0.1, likelihood_images: 5,
   likelihood_samples: 2}
 """
+PARAMS = (
+    """
+datasets: [own]
+runs: {run: {dataset: own, model: NAME}}
+ingest: {paths: {own: pictures}}
+"""
+    + SMALL_STAGES
+)
 DISTRIBUTION = "house-of-models==1.5"
 
 

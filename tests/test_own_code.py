@@ -215,17 +215,17 @@ def test_another_network_does_not_go_on_from_the_checkpoints_of_the_former(
     def stop(*_: object) -> None:
         raise AtelierError("no more")
 
-    with monkeypatch.context() as patched:
-        patched.setattr("atelier.training.train.publish_model", stop)
-        with pytest.raises(AtelierError, match="no more"):
-            train("run", params, root, said.append)
+    def train_to_the_last_checkpoint() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("atelier.training.train.publish_model", stop)
+            with pytest.raises(AtelierError, match="no more"):
+                train("run", params, root, said.append)
+
+    train_to_the_last_checkpoint()
     with edited(root / "models" / "mine.py", "# a comment", "# another"):
         train("run", params, root, said.append)
     assert "going on from 0.4 kimg" in said
-    with monkeypatch.context() as patched:
-        patched.setattr("atelier.training.train.publish_model", stop)
-        with pytest.raises(AtelierError, match="no more"):
-            train("run", params, root, said.append)
+    train_to_the_last_checkpoint()
     with edited(root / "models" / "mine.py", "nn.Tanh()", "nn.Hardtanh()"):
         train("run", params, root, said.append)
     assert any("is of another training (code: " in line for line in said)

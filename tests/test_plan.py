@@ -18,23 +18,21 @@ from atelier.files import read_json, read_limited
 from atelier.models import built_in
 from atelier.plan import STAGES, TABLES, UNCOUNTED, entries, plan, scope, uses
 from own_pictures import write_pictures
+from small_models import SMALL_STAGES
 from stage_process import Ran, run_stage
 
 PROJECT = Path(__file__).parents[1]
 OURS = Path(atelier.__file__).parent
-SMALL = """
+SMALL = (
+    """
 datasets: [own]
 runs:
   gan: {dataset: own, model: cgan, kimg: 0.1, batch: 20, width: 8}
   vae: {dataset: own, model: cvae, kimg: 0.1, batch: 20, width: 8}
 ingest: {paths: {own: PICTURES}}
-prepare: {sets: {own: {side: 28, channels: 1, test_share: 0.4, classes: [cat, dog]}}}
-reference: {classifier_kimg: 0.1}
-train: {tick_kimg: 0.1, pictures: 2}
-evaluate:
-  {samples: 100, draws: 2, manifold_samples: 50, memorisation_samples: 5, accuracy_kimg: 0.1, likelihood_images: 5,
-  likelihood_samples: 2}
 """
+    + SMALL_STAGES
+)
 # read, but without effect on what is made
 WITHOUT_EFFECT = {
     "ingest": {"ingest.timeout_seconds"},
