@@ -377,6 +377,9 @@ def in_this_process(seed: int, numbers: Iterable[int]) -> Iterator[dict[str, Any
         (beginning / "params.yaml").write_text(PARAMS)
         (campaign.base / "site").mkdir()
         (campaign.base / "site" / "sitecustomize.py").write_text(SITE)
+        imports = small_trainings.PRELOADED.Process(target=int)  # the first command does not wait for the imports
+        imports.start()
+        imports.join()
         yield from tries(campaign, seed, numbers)
 
 
