@@ -16,7 +16,7 @@ from atelier.cli.options import aligned, require_root, root_option, say, show, w
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample
 from atelier.cli.runs import runs
-from atelier.cli.workspace import demo, docs, init
+from atelier.cli.workspace import demo, docs, init, repro
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def models(as_json: bool, root: Path) -> None:
         print(line)
 
 
-for command in (init, demo, docs, sample, promote, rollback, history, reproduce, runs, pipeline, schedule):
+for command in (init, demo, docs, repro, sample, promote, rollback, history, reproduce, runs, pipeline, schedule):
     app.add_command(command)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from atelier.cli.options import say
+from atelier.cli.options import require_root, root_option, say
 from atelier.errors import AtelierError
 
 
@@ -69,3 +69,21 @@ def docs() -> None:
     import atelier
 
     print(Path(atelier.__file__).parent / "docs")
+
+
+@click.command()
+@click.argument("targets", metavar="[STAGE]...", nargs=-1)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Stages at a time.")
+@root_option
+def repro(targets: tuple[str, ...], jobs: int, root: Path) -> None:
+    """Run the stages that are out of date, as 'dvc repro' does, JOBS of them at a time.
+
+    The processor's cores are shared out between them, and the cards of CUDA_VISIBLE_DEVICES go round. What is made and
+    recorded is what 'dvc repro' makes with as many threads (OMP_NUM_THREADS) for each stage.
+    """
+    from atelier.repro import repro
+
+    require_root(root)
+    cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+    ran = repro(targets, jobs, cards, root, say)
+    say(f"{len(ran)} stages ran" if ran else "everything is up to date")
