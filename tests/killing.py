@@ -14,11 +14,11 @@ from typing import Any
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "fcntl.lockf"}
 
 
-def kill_at(number: int, signal_number: int, below: str, victim: int = 0) -> Callable[[], int]:
+def kill_at(number: int | str, signal_number: int, below: str, victim: int = 0) -> Callable[[], int]:
     """Send a signal right before event `number` of this process, counted from now on and from 1.
 
     Args:
-        number: of the event; later ones do nothing more. 0: only count.
+        number: of the event; later ones do nothing more. 0: only count. Or how the path ends that is changed.
         signal_number: of the signal.
         below: a file is only counted as opened if it lies below this folder.
         victim: the process that gets it; this one if 0.
@@ -32,7 +32,7 @@ def kill_at(number: int, signal_number: int, below: str, victim: int = 0) -> Cal
         nonlocal count
         if event in CHANGES or (event == "open" and below in str(arguments[0])):
             count += 1
-            if count == number:
+            if count == number or (isinstance(number, str) and str(arguments[0]).endswith(number)):
                 os.kill(victim or os.getpid(), signal_number)
 
     sys.addaudithook(look)

@@ -75,9 +75,9 @@ def write_card(folder: Path, splits: dict[Literal["train", "test"], SplitCard]) 
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal to a rank, at an event of the first one, counted from 1: see `killing`."""
+    """A signal to a rank, at an event of the first one, counted from 1 or by its path: see `killing`."""
 
-    event: int
+    event: int | str
     signal: int
     rank: int = 0
 
@@ -118,7 +118,7 @@ class Training:
         self.ranks = list[BaseProcess]()
         for rank in reversed(range(ranks)):  # the first one last: it is told the process of its victim
             own = {"RANK": str(rank), "LOCAL_RANK": "0"} if ranks > 1 else {}
-            at: tuple[int, int, str, int] | None = None
+            at: tuple[int | str, int, str, int] | None = None
             if kill and rank == 0:
                 at = kill.event, kill.signal, str(root), self.ranks[kill.rank - 1].pid or 0 if kill.rank else 0
             self.ranks.insert(0, PRELOADED.Process(target=atelier, args=(arguments, variables | own, self.log, at)))
@@ -149,7 +149,7 @@ PRELOADED.set_forkserver_preload(
 
 
 def atelier(
-    arguments: list[str], environment: dict[str, str], log: Path, kill: tuple[int, int, str, int] | None = None
+    arguments: list[str], environment: dict[str, str], log: Path, kill: tuple[int | str, int, str, int] | None = None
 ) -> None:
     """What the command does, in a forked process: its environment, its output, its exit code."""
     import torch

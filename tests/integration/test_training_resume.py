@@ -58,6 +58,18 @@ def test_killed_training_ends_like_an_uninterrupted_one(run: str, ranks: int, tm
     assert not (killed / "checkpoints" / run).exists()
 
 
+@pytest.mark.parametrize("changed", [".removed", ".gan.end"])
+def test_killed_after_its_end_it_is_not_made_again(changed: str, tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace")
+    Training(root, "gan", "--set=runs.gan.kimg=0.3", kill=Kill(changed, signal.SIGKILL)).finish([-signal.SIGKILL])
+    model = folder_digest(root / "models" / "gan")
+    said = Training(root, "gan", "--set=runs.gan.kimg=0.3").finish()
+    assert f"{root}/models/gan: made by this training, which was killed after that\n" in said
+    assert figures_in_mlflow(root)[0] == "FINISHED"  # of the only run
+    assert folder_digest(root / "models" / "gan") == model
+    assert list((root / "checkpoints").iterdir()) == []
+
+
 def last_checkpoint(root: Path, run: str, ranks: int, options: tuple[str, ...]) -> dict[str, Any]:
     """What a training saved at its end; a file in the place of `models/` keeps the result from being published."""
     (root / "models").touch()

@@ -16,7 +16,7 @@ from atelier.config import Params, Run
 from atelier.config.records import DataCard, ModelConfig
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
 from atelier.errors import AtelierError, Terminated, ToldByWriter
-from atelier.files import digest_of, hold, remove_folder, to_json
+from atelier.files import digest_of, folder_digest, hold, read_limited, remove_folder, to_json, write_atomic
 from atelier.models.contract import build_checked_networks
 from atelier.own_code import counted_digest, sources, sources_sha256
 from atelier.ranks import RankLost, Ranks, join_ranks
@@ -54,11 +54,14 @@ def train(run_name: str, params: Params, root: Path, say: Callable[[str], None])
     """
     with join_ranks() as ranks:
         try:
-            return _train(params.run(run_name), params, root, ranks, say if ranks.is_writer else lambda message: None)
+            model = _train(params.run(run_name), params, root, ranks, say if ranks.is_writer else lambda message: None)
         except AtelierError as error:
             if ranks.is_writer or isinstance(error, RankLost):
                 raise
             raise ToldByWriter(error) from None
+        if model is not None:
+            _end_file(root, run_name).unlink()  # last of all, after the lock is given back
+        return model
 
 
 def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
@@ -77,9 +80,15 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
     here = environment(ranks, config.precision)
     ranks.refuse_different({"identity": identity, "environment": here})
     ranks.share_of(run.recipe.batch)
-    folder = root / "checkpoints" / run.name
+    folder, model = root / "checkpoints" / run.name, root / "models" / run.name
+    training = digest_of(to_json({"identity": identity, "environment": here}).encode())
     with ExitStack() as held:
         ranks.by_writer(lambda: held.enter_context(hold(folder)))
+        if ranks.by_writer(lambda: _has_ended(root, run.name, training)):
+            say(f"{model}: made by this training, which was killed after that")
+            if ranks.is_writer:
+                remove_folder(folder)
+            return model if ranks.is_writer else None
         found = ranks.by_writer(lambda: _plain(take_up(folder, identity, here, say)))
         checkpoint = None if found is None else Checkpoint(**found)
         if checkpoint is not None:
@@ -90,7 +99,6 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
         feed = None
         if ranks.is_writer:
             folder.mkdir(parents=True, exist_ok=True)
-            training = digest_of(to_json({"identity": identity, "environment": here}).encode())
             feed = Feed(root, run.name, run_params(config) | _data_params(root, run, card), folder, training, say)
             feed.start()
         bar = tqdm(
@@ -119,7 +127,7 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
             )
             if ranks.is_writer:
                 method.finish(lambda: data.in_order(500))
-                publish_model(method, config, own, folder, root / "models" / run.name)
+                publish_model(method, config, own, folder, model)
             status = "FINISHED"
         except Terminated:
             status = "KILLED"
@@ -135,8 +143,30 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
         if not ranks.is_writer:
             return None
         publish_record(folder, root, run.name)
+        write_atomic(_end_file(root, run.name), _end(root, run.name, training))
         remove_folder(folder)
-        return root / "models" / run.name
+        return model
+
+
+def _end_file(root: Path, run: str) -> Path:
+    """Is there while an ended training cleans up: a process that is killed then has ended all the same."""
+    return root / "checkpoints" / f".{run}.end"
+
+
+def _end(root: Path, run: str, training: str) -> str:
+    """Which training ended, by which code, and what it made."""
+    return f"{training} {folder_digest(Path(atelier.__file__).parent)} {folder_digest(root / 'models' / run)}\n"
+
+
+def _has_ended(root: Path, run: str, training: str) -> bool:
+    """Whether all that is left to do is to clean up; what another training left there is removed."""
+    file = _end_file(root, run)
+    if not file.is_file():
+        return False
+    if read_limited(file, 300).decode(errors="replace") == _end(root, run, training):
+        return True
+    file.unlink()
+    return False
 
 
 def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
