@@ -15,7 +15,7 @@ from atelier import __version__
 from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample
-from atelier.cli.runs import runs
+from atelier.cli.runs import runs, status, watch
 from atelier.cli.workspace import demo, docs, init, repro
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
@@ -169,7 +169,22 @@ def models(as_json: bool, root: Path) -> None:
         print(line)
 
 
-for command in (init, demo, docs, repro, sample, promote, rollback, history, reproduce, runs, pipeline, schedule):
+for command in (
+    init,
+    demo,
+    docs,
+    repro,
+    sample,
+    promote,
+    rollback,
+    history,
+    reproduce,
+    runs,
+    status,
+    watch,
+    pipeline,
+    schedule,
+):
     app.add_command(command)
 
 

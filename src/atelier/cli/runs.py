@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,3 +83,26 @@ def close(hours: float | None, root: Path) -> None:
     from atelier.tracking.runs import close_runs
 
     print(f"{close_runs(root, say, hours)} runs closed")
+
+
+@click.command()
+@with_params
+def status(params: Params, root: Path) -> None:
+    """Show the stages that run in this workspace now, and how far each training is."""
+    from atelier.watch import running
+
+    found = running(params, root)
+    for line in aligned([("stage", "progress", "by"), *(one.line for one in found)] if found else [("nothing runs",)]):
+        show(line)
+
+
+@click.command()
+@click.argument("run")
+@with_params
+def watch(run: str, params: Params, root: Path) -> None:
+    """Show a training as it goes on: its figures as curves and the last picture, until it ends."""
+    from atelier.watch import in_place, watch
+
+    is_terminal = sys.stdout.isatty()
+    columns = shutil.get_terminal_size().columns
+    in_place(watch(run, params, root, columns, is_terminal), lambda text: print(text, end="", flush=True), is_terminal)
