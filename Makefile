@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup demo test lint lock dist server image image-test sbom audit
+.PHONY: setup demo test lint lock dist server image push image-test sbom audit
 
 setup: .venv/installed
 
@@ -52,6 +52,11 @@ BUILD = DOCKER_BUILDKIT=1 docker build --build-arg BASE=$(BASE) --build-arg VARI
 image:
 	$(BUILD) --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/atelier/__init__.py) \
 		--tag $(IMAGE):$$(git rev-parse --short HEAD) --tag $(IMAGE):latest .
+
+# into the registry of IMAGE=HOST/NAME; prints the name by digest, which `atelier pipeline` takes
+push: image
+	docker push --quiet --all-tags $(IMAGE) > /dev/null
+	@docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' $(IMAGE):latest | grep '^$(IMAGE)@'
 
 image-test: setup
 	pytest -m docker

@@ -82,7 +82,7 @@ def test_names_are_those_the_pipeline_uses(built: dict[str, list[Any]]) -> None:
     from atelier.components import launcher
     from atelier.pipelines import training
 
-    objects = built["laptop"]
+    objects = built["cluster"]
     runtime = named(objects, "TrainingRuntime", launcher.RUNTIME)
     pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     (node,) = pod["containers"]
@@ -95,8 +95,14 @@ def test_names_are_those_the_pipeline_uses(built: dict[str, list[Any]]) -> None:
     assert "ttlSecondsAfterFinished" not in yaml.dump(runtime)
 
 
+def test_a_laptop_needs_nothing_that_is_not_in_the_cluster(built: dict[str, list[Any]]) -> None:
+    objects = built["laptop"]
+    assert not [one for one in objects if "trainer.kubeflow.org" in one["apiVersion"]]
+    assert "example.org" not in yaml.dump(objects)
+
+
 def test_a_lost_node_starts_all_anew_and_wrong_input_ends_them(built: dict[str, list[Any]]) -> None:
-    jobs = named(built["laptop"], "TrainingRuntime", "atelier-torch")["spec"]["template"]["spec"]
+    jobs = named(built["cluster"], "TrainingRuntime", "atelier-torch")["spec"]["template"]["spec"]
     (node,) = jobs["replicatedJobs"]
     job = node["template"]["spec"]
     # JobSet's default is OnFailure: the containers of all nodes are started again in place, 6 times for all together
