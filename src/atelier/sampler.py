@@ -136,10 +136,15 @@ class Sampler:
         return to_uint8(output, self.config.data_range)
 
 
-def to_uint8(images: Tensor, data_range: str) -> Images:
+def quantised(images: Tensor, data_range: str) -> Tensor:
     """Float images (n, c, h, w) in [-1, 1] ("symmetric") or [0, 1] ("unit") → uint8 (n, h, w, c), rounded."""
     unit = (images.float() + 1) / 2 if data_range == "symmetric" else images.float()
-    array: Images = unit.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return unit.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def to_uint8(images: Tensor, data_range: str) -> Images:
+    """`quantised` as an array."""
+    array: Images = quantised(images, data_range).cpu().numpy()
     return array
 
 

@@ -13,7 +13,7 @@ import pytest
 from atelier.config import Params, Promote, load_params
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.compare import compare
-from atelier.files import read_json, write_json
+from atelier.files import digest, read_json, write_json
 from atelier.journal import read_journal
 from atelier.registry import package
 from atelier.registry import register as module
@@ -56,6 +56,12 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
     assert entry == {
         key: version[key] for key in ("format", "name", "code_sha256", "weights_sha256", "report_sha256")
     }  # anywhere
+
+    # without torch it can be drawn from too
+    tags = client(root).get_model_version("mnist-cgan", "1").tags
+    assert [digest(path) for path in sorted((root / "mlartifacts").rglob("sampler.onnx"))].count(
+        tags["atelier.onnx_sha256"]
+    ) == 1
 
     # the journal is in MLflow, each tick once, and the report with it
     journal = read_journal(root / "models" / "mnist-cgan" / "journal.jsonl")

@@ -45,7 +45,7 @@ class Generator(nn.Module):
         """Generate images."""
         if labels is not None:
             noise = torch.cat([noise, F.one_hot(labels, self.classes).to(noise.dtype)], dim=1)
-        maps = self.dense(noise).view(len(noise), self.side, self.side, -1).permute(0, 3, 1, 2)
+        maps = self.dense(noise).view(noise.shape[0], self.side, self.side, -1).permute(0, 3, 1, 2)
         maps = F.relu(self.norms[0](maps))
         for up, norm in zip(self.ups, self.norms[1:], strict=True):
             maps = F.relu(norm(up(maps)))

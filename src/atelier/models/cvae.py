@@ -63,7 +63,7 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Decode latents."""
         features = F.silu(self.hidden(_with_labels(latents, labels, self.classes)))
-        maps = F.silu(self.dense(features)).view(len(latents), self.side, self.side, -1).permute(0, 3, 1, 2)
+        maps = F.silu(self.dense(features)).view(latents.shape[0], self.side, self.side, -1).permute(0, 3, 1, 2)
         for up in self.ups[:-1]:
             maps = F.silu(up(maps))
         logits: Tensor = self.ups[-1](maps)

@@ -43,7 +43,7 @@ class Reshape(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Reshape."""
-        return features.view(len(features), self.side, self.side, -1).permute(0, 3, 1, 2)
+        return features.view(features.shape[0], self.side, self.side, -1).permute(0, 3, 1, 2)
 
 
 class Flatten(nn.Module):

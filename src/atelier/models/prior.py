@@ -32,12 +32,10 @@ class ClassPrior(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """Latents (n, latent) of standard normal noise (n, latent + 1), whose last column chooses the component."""
-        group = torch.zeros(len(noise), dtype=torch.long, device=noise.device) if labels is None else labels
+        group = torch.zeros(noise.shape[0], dtype=torch.long, device=noise.device) if labels is None else labels
         noise, choice = noise[:, :-1], noise[:, -1:]
         uniform = 0.5 * (1 + torch.erf(choice / math.sqrt(2)))
-        component = (
-            torch.searchsorted(self.cumulative[group], uniform).squeeze(1).clamp(max=self.cumulative.shape[1] - 1)
-        )
+        component = (self.cumulative[group] < uniform).sum(1).clamp(max=self.cumulative.shape[1] - 1)
         return self.mean[group, component] + torch.einsum("nij,nj->ni", self.scale[group, component], noise)
 
     @torch.no_grad()

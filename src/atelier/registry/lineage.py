@@ -30,6 +30,7 @@ WEIGHTS_TAG = "atelier.weights_sha256"
 REPORT_TAG = "atelier.report_sha256"
 PACKAGE_TAG = "atelier.package_sha256"
 CODE_TAG = "atelier.code_sha256"
+ONNX_TAG = "atelier.onnx_sha256"
 METRICS_TAG = "atelier.metrics"  # the whole of metrics.json: gates need no artifact store
 PARAMS_TAG = "atelier.config"
 COMMIT_TAG = "atelier.git_commit"

@@ -37,12 +37,12 @@ assert images.dtype == "uint8" and len(images) == 2, (images.dtype, images.shape
 """
 
 
-def make_package(folder: Path, model_folder: Path, report_folder: Path, card: str) -> str:
-    """Put weights, report and card into one folder; returns its digest."""
+def make_package(folder: Path, model_folder: Path, report_folder: Path, card: str) -> Path:
+    """Put weights, report and card into one folder; returns it."""
     shutil.copytree(model_folder, folder / "model")
     shutil.copytree(report_folder, folder / "report")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    return folder_digest(folder)
+    return folder
 
 
 def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: dict[str, str]) -> str:

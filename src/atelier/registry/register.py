@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from atelier.config import Params
 from atelier.config.records import ModelConfig, Registration, Report, VersionRecord
 from atelier.errors import AtelierError, InputError
-from atelier.files import folder_digest, hold
+from atelier.files import digest, folder_digest, hold
 from atelier.journal import record_folder
 from atelier.registry.lineage import (
+    ONNX_TAG,
     PACKAGE_TAG,
     REPORT_TAG,
     existing_version,
@@ -26,6 +27,7 @@ from atelier.registry.lineage import (
     make_version,
     uri_of,
 )
+from atelier.registry.onnx_export import export_onnx
 from atelier.registry.package import PACKAGE, description, log_package, make_package, model_card, smoke_test
 from atelier.sampler import Sampler
 from atelier.tracking import client, mlflow_errors, run_params
@@ -49,7 +51,8 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     run = params.run(run_name)
     name = params.register_.prefix + run_name
     model_folder, report_folder = root / "models" / run_name, root / "reports" / run_name
-    config = Sampler.load(model_folder, root).config
+    sampler = Sampler.load(model_folder, root)
+    config = sampler.config
     weights_sha256 = config.sampler_sha256
     metrics = Report.read(report_folder / "metrics.json", f"atelier evaluate {run_name}")
     if metrics.weights_sha256 != weights_sha256:
@@ -70,8 +73,10 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
             _log_report(mlflow_client, run_id, report_folder, metrics, config, model_folder)
             card = model_card(name, run, config, metrics, tags)
             with tempfile.TemporaryDirectory() as folder:
-                tags[PACKAGE_TAG] = make_package(Path(folder) / PACKAGE, model_folder, report_folder, card)
-                package = log_package(run_id, Path(folder) / PACKAGE, config)
+                content = make_package(Path(folder) / PACKAGE, model_folder, report_folder, card)
+                tags |= add_onnx(sampler, content, say)
+                tags[PACKAGE_TAG] = folder_digest(content)
+                package = log_package(run_id, content, config)
             try:
                 smoke_test(root, package.model_uri)
             except BaseException:
@@ -90,6 +95,17 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     registration.write(path)
     say(f"registered {uri_of(version)}")
     return path
+
+
+def add_onnx(sampler: Sampler, package: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Put the sampler as ONNX into a package; the tag of its digest, none where ONNX cannot say what it does."""
+    path = package / "sampler.onnx"
+    try:
+        export_onnx(sampler, path)
+    except AtelierError as error:
+        say(f"the version has no {path.name}: {error}")
+        return {}
+    return {ONNX_TAG: digest(path)}
 
 
 def _require_files(mlflow_client: MlflowClient, version: ModelVersion) -> None:
