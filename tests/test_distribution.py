@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from atelier.files import read_json
+from atelier.registry.wheel import write_wheel
 from own_pictures import write_pictures
 
 PROJECT = Path(__file__).parents[1]
@@ -130,6 +131,18 @@ def test_both_archives_hold_all_that_a_user_needs_as_files(sdist: Path, wheel: P
                 assert f"src/{name}" in members
     assert {f"atelier/docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")} <= held
     assert {f"atelier/templates/{path.name}" for path in (PROJECT / "src/atelier/templates").iterdir()} <= held
+
+
+def test_a_version_carries_the_files_of_the_wheel_that_is_built(wheel: Path, tmp_path: Path) -> None:
+    carried = write_wheel(tmp_path)
+    bytes_of = carried.read_bytes()
+    assert carried.name == wheel.name
+    with zipfile.ZipFile(wheel) as built, zipfile.ZipFile(carried) as ours:
+        infos = {name.partition("/")[2] for name in ours.namelist() if ".dist-info/" in name}
+        files = [{name: x.read(name) for name in x.namelist() if ".dist-info/" not in name} for x in (built, ours)]
+    assert files[0] == files[1]
+    assert infos == {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE", "RECORD"}
+    assert write_wheel(tmp_path).read_bytes() == bytes_of
 
 
 def test_a_workspace_runs_to_the_end_by_the_core_alone_and_then_does_nothing(

@@ -28,7 +28,7 @@ from registries import add_version, report
 
 from atelier.config import Promote, load_params
 from atelier.errors import AtelierError, InputError
-from atelier.files import folder_digest, read_json
+from atelier.files import digest, folder_digest, read_json
 from atelier.pictures import png_bytes
 from atelier.registry.gates import Judged, judge
 from atelier.registry.history import alias_version
@@ -185,6 +185,28 @@ def test_sampling_changes_nothing_in_the_store_and_leaves_nothing_behind(
     sample(URI, 1, 0, None, registered / "x.png", registered)
     assert folder_digest(registered / "mlartifacts") == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.processes
+def test_a_version_brings_the_code_that_loads_it(
+    registered: Path, tmp_path: Path, environment: dict[str, str], sampler: RegisteredSampler
+) -> None:
+    (wheel,) = package(registered).glob("*.whl")
+    assert digest(wheel) == client(registered).get_model_version(NAME, "1").tags["atelier.wheel_sha256"]
+    model = package(registered).parents[1]
+    (line,) = [line for line in (model / "requirements.txt").read_text().splitlines() if "atelier" in line]
+    assert model / line == wheel
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
+    subprocess.run([*pip, line], cwd=model, check=True)
+    code = f"""
+import sys, numpy, pandas, mlflow
+numpy.save("images.npy", mlflow.pyfunc.load_model({str(model)!r}).predict(pandas.DataFrame([{{"n": 3, "seed": 1}}])))
+files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "atelier"]
+assert all(file.startswith({str(tmp_path)!r}) for file in files), files
+"""
+    there = environment | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=there, check=True)
+    assert (np.load(tmp_path / "images.npy") == sampler.predict(pd.DataFrame([{"n": 3, "seed": 1}]))).all()
 
 
 def test_a_version_without_a_digest_is_not_drawn_from(registered: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ REPORT_TAG = "atelier.report_sha256"
 PACKAGE_TAG = "atelier.package_sha256"
 CODE_TAG = "atelier.code_sha256"
 ONNX_TAG = "atelier.onnx_sha256"
+WHEEL_TAG = "atelier.wheel_sha256"
 METRICS_TAG = "atelier.metrics"  # the whole of metrics.json: gates need no artifact store
 PARAMS_TAG = "atelier.config"
 COMMIT_TAG = "atelier.git_commit"

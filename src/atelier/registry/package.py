@@ -16,6 +16,7 @@ from atelier.config import Run
 from atelier.config.records import ModelConfig, Report
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.metrics import cautions
+from atelier.extras import DISTRIBUTION
 from atelier.files import folder_digest
 from atelier.own_code import CARRIED
 from atelier.processes import clean_environment, run
@@ -116,10 +117,14 @@ def description(card: str) -> str:
 
 
 def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
-    """Log a package as an MLflow model of a run, which the installed atelier loads."""
+    """Log a package as an MLflow model of a run, which the atelier of the wheel in it loads.
+
+    MLflow reads its requirements in the folder of the model. A package of an older atelier has no wheel.
+    """
     import mlflow
     import pandas as pd
 
+    wheels = [f"data/{folder.name}/{wheel.name}" for wheel in folder.glob("*.whl")]
     with mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
             name="model",
@@ -131,7 +136,7 @@ def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
                 {"format": "array"},
             ),
             pip_requirements=[
-                f"atelier-images=={atelier.__version__}",
+                *(wheels or [f"{DISTRIBUTION}=={atelier.__version__}"]),
                 f"torch=={config.versions['torch'].split('+')[0]}",
                 # of the user's own
                 *(

@@ -22,6 +22,7 @@ from atelier.registry.lineage import (
     ONNX_TAG,
     PACKAGE_TAG,
     REPORT_TAG,
+    WHEEL_TAG,
     existing_version,
     lineage_tags,
     make_version,
@@ -29,6 +30,7 @@ from atelier.registry.lineage import (
 )
 from atelier.registry.onnx_export import export_onnx
 from atelier.registry.package import PACKAGE, description, log_package, make_package, model_card, smoke_test
+from atelier.registry.wheel import write_wheel
 from atelier.sampler import Sampler
 from atelier.tracking import client, mlflow_errors, run_params
 from atelier.tracking.feed import finish_run
@@ -74,7 +76,7 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
             card = model_card(name, run, config, metrics, tags)
             with tempfile.TemporaryDirectory() as folder:
                 content = make_package(Path(folder) / PACKAGE, model_folder, report_folder, card)
-                tags |= add_onnx(sampler, content, say)
+                tags |= {WHEEL_TAG: digest(write_wheel(content))} | add_onnx(sampler, content, say)
                 tags[PACKAGE_TAG] = folder_digest(content)
                 package = log_package(run_id, content, config)
             try:
