@@ -1,4 +1,4 @@
-"""Turning arrays of images into PNG and GIF files, and the pictures of a training back into arrays."""
+"""Turning arrays of images into PNG, GIF and NPZ files, and the pictures of a training back into arrays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atelier.errors import AtelierError
+from atelier.mark import DRAWN, Mark
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -32,18 +33,32 @@ def tile(images: Images, columns: int, gap: int = 2, background: int = 255) -> I
     return sheet
 
 
-def png_bytes(image: Images) -> bytes:
-    """PNG of one image (h, w, c) of 1 or 3 channels."""
-    from PIL import Image
+def png_bytes(image: Images, mark: Mark | None = None, source: str = DRAWN) -> bytes:
+    """PNG of one image (h, w, c) of 1 or 3 channels; what a model drew has a mark."""
+    from PIL import Image, PngImagePlugin
 
+    texts = PngImagePlugin.PngInfo()
+    if mark is not None:
+        texts.add_itxt("XML:com.adobe.xmp", mark.xmp(source))
+        texts.add_text("Software", "Atelier")
+        texts.add_text("Description", mark.sentence)
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG", pnginfo=texts)
     return buffer.getvalue()
 
 
-def save_png(path: Path, image: Images) -> None:
+def save_png(path: Path, image: Images, mark: Mark | None = None, source: str = DRAWN) -> None:
     """Write one image (h, w, c) as PNG."""
-    path.write_bytes(png_bytes(image))
+    path.write_bytes(png_bytes(image, mark, source))
+
+
+def npz_bytes(mark: Mark, **arrays: npt.NDArray[np.generic]) -> bytes:
+    """NPZ of arrays that a model drew; the mark is its member `mark.xmp`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes one for `allow_pickle`
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(zipfile.ZipInfo("mark.xmp"), mark.xmp())
+    return buffer.getvalue()
 
 
 def sheet_name(images_seen: int) -> str:
@@ -51,21 +66,19 @@ def sheet_name(images_seen: int) -> str:
     return f"{images_seen:09d}.png"
 
 
-def save_sheet(path: Path, images: Images, columns: int) -> None:
+def save_sheet(path: Path, images: Images, columns: int, mark: Mark) -> None:
     """Write images (n, h, w, c) as a PNG, and beside it as NPY (rows, columns, h, w, c), which can be measured."""
     buffer = io.BytesIO()
     np.save(buffer, images.reshape(-1, columns, *images.shape[1:]))
     path.with_suffix(".npy").write_bytes(buffer.getvalue())
-    save_png(path, tile(images, columns))
+    save_png(path, tile(images, columns), mark)
 
 
-def pack_sheets(folder: Path, target: Path) -> None:
+def pack_sheets(folder: Path, target: Path, mark: Mark) -> None:
     """Put all sheets of a folder, whose file names say how many images had been seen, into one NPZ."""
     paths = sorted(folder.glob("*.npy"))
-    buffer = io.BytesIO()
     sheets = np.stack([np.load(path) for path in paths])
-    np.savez_compressed(buffer, images_seen=np.array([int(path.stem) for path in paths]), sheets=sheets)
-    target.write_bytes(buffer.getvalue())
+    target.write_bytes(npz_bytes(mark, images_seen=np.array([int(path.stem) for path in paths]), sheets=sheets))
 
 
 def load_sheets(path: Path, sheet: tuple[int, int, int, int, int], remedy: str) -> list[tuple[int, Images]]:
@@ -106,10 +119,24 @@ def _shape_of(archive: zipfile.ZipFile, name: str, dtype: type) -> tuple[int, ..
     return shape
 
 
-def save_gif(path: Path, frames: Sequence[Images], frame_milliseconds: int) -> None:
+def save_gif(path: Path, frames: Sequence[Images], frame_milliseconds: int, mark: Mark) -> None:
     """Write images (h, w, c) as an endless GIF that rests on its last frame."""
     from PIL import Image
 
     pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
     durations = [frame_milliseconds] * (len(pictures) - 1) + [2000]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        comment=mark.sentence,
+    )
+    content = buffer.getvalue()
+    # before the 0x3B that ends the file; behind the packet lies a "magic trailer", by which readers of GIF's blocks of
+    # up to 255 bytes, whose lengths it takes the text for, come out at its end (XMP Specification Part 3, "GIF")
+    trailer = bytes([1, *range(255, -1, -1), 0])
+    path.write_bytes(content[:-1] + b"\x21\xff\x0bXMP DataXMP" + mark.xmp().encode() + trailer + content[-1:])

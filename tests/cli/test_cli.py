@@ -31,7 +31,7 @@ def atelier(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-COMMANDS = (*STAGES, "sample", "models", "init", "demo", "docs", *REGISTRY)
+COMMANDS = (*STAGES, "sample", "whence", "models", "init", "demo", "docs", *REGISTRY)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
@@ -52,6 +52,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["train", "mnist-cgan", "--sets", "a=1"], "No such option '--sets'"),
         (["train", "mnist-cgan", "--set", "a"], "--set a: write section.key=value"),
         (["train", "mnist-cgan", "--root", "nowhere"], "--root nowhere: no such folder"),
+        (["whence", "nowhere.png"], "nowhere.png: no such file"),
         (["compare", "--params", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["promote", "mnist-cgan", "--force"], "--force: give a --reason TEXT"),
         (["promote", "mnist-cgan", "--to", "latest"], "'latest': letters, digits"),

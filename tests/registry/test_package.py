@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import mlflow
 import numpy as np
@@ -24,12 +28,13 @@ import pandas as pd
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from registries import add_version, report
 
 from atelier.config import Promote, load_params
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest, folder_digest, read_json
-from atelier.pictures import png_bytes
+from atelier.pictures import load_sheets, save_png, tile
 from atelier.registry.gates import Judged, judge
 from atelier.registry.history import alias_version
 from atelier.registry.lineage import ORIGIN_TAG, PACKAGE_TAG, judged
@@ -39,6 +44,7 @@ from atelier.registry.pyfunc_model import MAX_BYTES, RegisteredSampler
 from atelier.registry.register import register
 from atelier.registry.reproduce import reproduce
 from atelier.registry.sample import sample
+from atelier.registry.whence import whence
 from atelier.sampler import Sampler
 from atelier.tracking import client, using
 
@@ -61,6 +67,10 @@ def sampler(registered: Path) -> RegisteredSampler:
 
 def package(root: Path) -> Path:
     return next((root / "mlartifacts").rglob("data/atelier"))
+
+
+def pixels(files: Iterable[bytes]) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
 
 
 def test_the_card_says_what_how_good_and_where_it_ends(registered: Path) -> None:
@@ -94,7 +104,7 @@ def test_rows_with_and_without_choices_draw_what_the_sampler_draws(sampler: Regi
     expected = np.concatenate([inner.draw(3, 1, np.full(3, 7), 0.5), inner.draw(2, 0)])
     images = sampler.predict(rows)
     assert (images == expected).all()
-    assert sampler.predict(rows, {"format": "png"}) == [png_bytes(image) for image in expected]
+    assert (pixels(sampler.predict(rows, {"format": "png"})) == expected[..., 0]).all()
     assert not (inner.draw(3, 1, np.full(3, 7)) == expected[:3]).all()
 
 
@@ -121,6 +131,55 @@ def test_what_cannot_be_drawn_is_told(sampler: RegisteredSampler, row: dict[str,
         sampler.predict(pd.DataFrame([row]))
     with pytest.raises(MlflowException, match="must be 'array' or 'png'"):
         sampler.predict(pd.DataFrame([{"n": 1}]), {"format": "gif"})
+
+
+def test_every_picture_says_which_model_drew_it_and_how(registered: Path, tmp_path: Path) -> None:
+    model, report = registered / "models" / NAME, registered / "reports" / NAME
+    for name in ("version.png", "version.npz"):
+        sample(URI, 4, 7, 3, tmp_path / name, registered)
+        mark = whence(Path(shutil.copy(tmp_path / name, tmp_path / f"copy-of-{name}")), registered).mark
+        assert (mark.version, mark.seed, mark.label) == (URI, 7, 3)
+    with np.load(tmp_path / "version.npz") as file:
+        assert (file["images"] == Sampler.load(model).draw(4, 7, np.full(4, 3))).all()
+    sample(f"models/{NAME}", 4, 7, None, tmp_path / "folder.png", registered)
+    pictures = [tmp_path / "folder.png", *report.rglob("*.png"), report / "training.gif", model / "pictures.npz"]
+    logged = [path for path in (registered / "mlartifacts").rglob("*.*") if path.suffix in (".png", ".gif", ".npz")]
+    assert len(logged) > len(pictures)
+    during = [path for path in (*model.rglob("*.png"), *logged) if re.fullmatch("[0-9]{9}", path.stem)]
+    for path in {*pictures, *logged, *during}:
+        found = whence(path, registered)
+        assert found.versions == ([] if path in during else [URI]), path
+        assert found.mark.run == NAME
+    assert len(during) > 3
+
+    with Image.open(report / "training.gif") as gif:
+        sheets = load_sheets(model / "pictures.npz", (8, 10, 28, 28, 1), "")
+        assert gif.n_frames == len(sheets)
+        assert gif.info["comment"].startswith(b"drawn by a model: run mnist-cvae, weights sha256 ")
+        for frame, (_, sheet) in enumerate(sheets):
+            gif.seek(frame)
+            assert (np.asarray(gif.convert("L")) == tile(sheet.reshape(-1, 28, 28, 1), 10)[..., 0]).all()
+    sources = {}
+    for name in ("grid", "pictures/reconstructions"):
+        packet = Image.open(report / f"{name}.png").info["xmp"].decode()
+        (described,) = ElementTree.fromstring(packet).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+        sources[name] = described.attrib["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"]
+    assert [source.rpartition("/")[2] for source in sources.values()] == [
+        "trainedAlgorithmicMedia",
+        "compositeWithTrainedAlgorithmicMedia",
+    ]
+
+    save_png(tmp_path / "plain.png", np.zeros((28, 28, 1), np.uint8))
+    with pytest.raises(AtelierError, match=r"plain\.png: says of no model that drew it"):
+        whence(tmp_path / "plain.png", registered)
+    content = (tmp_path / "folder.png").read_bytes()
+    (tmp_path / "forged.png").write_bytes(
+        content.replace(b"weights_sha256&quot;:&quot;", b"weights_sha256&quot;:&quot;x")
+    )
+    with pytest.raises(AtelierError, match=r"^[^\n]*forged\.png: not the mark of a picture: weights_sha256"):
+        whence(tmp_path / "forged.png", registered)
+    assert whence(tmp_path / "folder.png", tmp_path).versions == []
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 class Payload:
@@ -272,7 +331,9 @@ def test_what_was_altered_is_not_taken_anywhere(registered: Path, tmp_path: Path
 
 
 @pytest.mark.processes
-def test_served_over_http(registered: Path, environment: dict[str, str], sampler: RegisteredSampler) -> None:
+def test_served_over_http(
+    registered: Path, environment: dict[str, str], sampler: RegisteredSampler, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -301,7 +362,11 @@ def test_served_over_http(registered: Path, environment: dict[str, str], sampler
         expected = sampler.predict(pd.DataFrame(rows))
         assert (np.array(ask(rows).json()["predictions"]) == expected).all()
         pictures = ask(rows, format="png").json()["predictions"]
-        assert [base64.b64decode(picture) for picture in pictures] == [png_bytes(image) for image in expected]
+        files = [base64.b64decode(picture) for picture in pictures]
+        assert (pixels(files) == expected[..., 0]).all()
+        (tmp_path / "served.png").write_bytes(files[1])
+        found = whence(tmp_path / "served.png", registered)
+        assert (found.versions, found.mark.seed, found.mark.index, found.mark.label) == ([URI], 5, 1, 3)
         for row, message in (
             ({"n": 10**9}, f"1 to {MAX_BYTES // 784} a call"),
             ({"n": 1, "truncatoin": 0.5}, "'truncatoin': not a column"),

@@ -14,7 +14,7 @@ import click
 from atelier import __version__
 from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
-from atelier.cli.registry import history, promote, reproduce, rollback, sample
+from atelier.cli.registry import history, promote, reproduce, rollback, sample, whence
 from atelier.cli.runs import runs, status, watch
 from atelier.cli.workspace import demo, docs, init, repro
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
@@ -175,6 +175,7 @@ for command in (
     docs,
     repro,
     sample,
+    whence,
     promote,
     rollback,
     history,

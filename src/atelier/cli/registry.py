@@ -54,6 +54,23 @@ def sample(model: str, n: int, seed: int, label: int | None, truncation: float |
 
 
 @click.command()
+@click.argument("file", type=Path)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@root_option
+def whence(file: Path, as_json: bool, root: Path) -> None:
+    """Which model drew the picture FILE (PNG, GIF, NPZ), and which registered versions are that model.
+
+    Exit code 1 if it does not say so.
+    """
+    require_root(root)
+    from atelier.registry.whence import whence
+
+    found = whence(file, root)
+    for line in [found.to_json()] if as_json else found.lines():
+        show(line)
+
+
+@click.command()
 @click.argument("name")
 @click.option("--version", type=click.IntRange(min=1), help="Which version; the newest if left out.")
 @alias_option("--alias", "--to")

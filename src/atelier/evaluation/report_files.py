@@ -18,6 +18,7 @@ from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.metrics import metric_name
 from atelier.evaluation.neighbours import Nearest
 from atelier.journal import read_curves
+from atelier.mark import MIXED, Mark
 from atelier.models.recipe import VaeRecipe
 from atelier.pictures import Images, Labels, save_gif, save_png, tile
 from atelier.sampler import Sampler, draw_noise
@@ -109,18 +110,19 @@ def write_pictures(
     """
     count = COLUMNS * max(len(sampler.class_names), 1)
     labels = np.arange(count) // COLUMNS if sampler.class_names else None
-    save_png(folder / "grid.png", tile(sampler.draw(count, seed, labels), columns=COLUMNS))
+    mark = Mark.of(sampler.config, seed=seed)
+    save_png(folder / "grid.png", tile(sampler.draw(count, seed, labels), columns=COLUMNS), mark)
     frames = [tile(sheet.reshape(-1, *sheet.shape[2:]), columns=sheet.shape[1]) for _, sheet in sheets]
-    save_gif(folder / "training.gif", frames, GIF_FRAME_MILLISECONDS)
+    save_gif(folder / "training.gif", frames, GIF_FRAME_MILLISECONDS, Mark.of(sampler.config, seed=0))
     pictures = folder / "pictures"
     pictures.mkdir()
-    save_png(pictures / "interpolation.png", interpolation(sampler, seed))
+    save_png(pictures / "interpolation.png", interpolation(sampler, seed), mark)
     if neighbours is not None:
-        save_png(pictures / "neighbours.png", nearest_neighbours(*neighbours))
+        save_png(pictures / "neighbours.png", nearest_neighbours(*neighbours), mark, MIXED)
     if vae is not None:
         images, known = test.images[:ENCODED], None if test.labels is None else test.labels[:ENCODED]
-        save_png(pictures / "latent-plane.png", latent_plane(vae, images, known))
-        save_png(pictures / "reconstructions.png", reconstructions(vae, images, known))
+        save_png(pictures / "latent-plane.png", latent_plane(vae, images, known), Mark.of(sampler.config))
+        save_png(pictures / "reconstructions.png", reconstructions(vae, images, known), Mark.of(sampler.config), MIXED)
 
 
 def interpolation(sampler: Sampler, seed: int) -> Images:

@@ -5,6 +5,7 @@ MLflow calls `_load_pyfunc` of the module that the package names, with the folde
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from atelier.errors import InputError
+from atelier.mark import Mark
 from atelier.own_code import CARRIED
 from atelier.pictures import Images, png_bytes
 from atelier.sampler import Sampler
@@ -20,6 +22,7 @@ from atelier.sampler import Sampler
 MAX_BYTES = 16 << 20  # of pixels a call: an answer as JSON takes four times that
 COLUMNS = ("n", "label", "seed", "truncation")
 FORMATS = ("array", "png")
+Request = tuple[int, int | None, int, float | None]  # of these columns
 
 
 class RegisteredSampler:
@@ -38,12 +41,22 @@ class RegisteredSampler:
         if kind not in FORMATS:
             raise MlflowException.invalid_parameter_value(f"format {kind!r}: must be 'array' or 'png'")
         try:
-            images = self._draw([_request(row) for row in _rows(model_input)])
+            requests = [_request(row) for row in _rows(model_input)]
+            images = self._draw(requests)
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        return images if kind == "array" else [png_bytes(image) for image in images]
+        if kind == "array":
+            return images
+        return [png_bytes(image, mark) for image, mark in zip(images, self._marks(requests), strict=True)]
 
-    def _draw(self, requests: list[tuple[int, int | None, int, float | None]]) -> Images:
+    def _marks(self, requests: list[Request]) -> Iterator[Mark]:
+        for n, label, seed, _ in requests:
+            labels = self.sampler.labels(n, label)
+            for index in range(n):
+                of = None if labels is None else int(labels[index])
+                yield Mark.of(self.sampler.config, seed=seed, index=index, label=of)
+
+    def _draw(self, requests: list[Request]) -> Images:
         config = self.sampler.config
         limit = MAX_BYTES // (config.height * config.width * config.channels)
         total = sum(n for n, *_ in requests)
@@ -64,7 +77,7 @@ def _rows(model_input: Any) -> list[dict[Any, Any]]:
         raise InputError(f"rows of {', '.join(COLUMNS)} are asked for: {str(error).splitlines()[0]}") from None
 
 
-def _request(row: dict[Any, Any]) -> tuple[int, int | None, int, float | None]:
+def _request(row: dict[Any, Any]) -> Request:
     if unknown := {str(name) for name in row} - set(COLUMNS):
         raise InputError(f"{', '.join(map(repr, sorted(unknown)))}: not a column; there are {', '.join(COLUMNS)}")
     given = {key: value for key, value in row.items() if np.ndim(value) or not pd.isna(value)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ import numpy as np
 
 from atelier.errors import InputError
 from atelier.files import write_atomic
-from atelier.pictures import png_bytes, tile
+from atelier.mark import Mark
+from atelier.pictures import npz_bytes, png_bytes, tile
 from atelier.progress import watch
-from atelier.registry.lineage import find_version, parse_uri
+from atelier.registry.lineage import find_version, parse_uri, uri_of
 from atelier.registry.package import fetched
 from atelier.sampler import CHUNK, Sampler
 from atelier.tracking import client, mlflow_errors, require_store
@@ -31,21 +31,19 @@ def sample(
         InputError: if the model does not exist, does not know the label, or is built by code that is not here.
         AtelierError: if MLflow does not answer or the weights were altered.
     """
-    with _folder_of(model, root) as folder:
+    with _folder_of(model, root) as (folder, version):
         sampler = Sampler.load(folder, root)
     _check_count(count, sampler, out)
     labels = sampler.labels(count, label)
     pieces = watch(
         sampler.stream(count, seed, labels, truncation=truncation), math.ceil(count / CHUNK), "sample", "batch"
     )
-    images = np.concatenate(list(pieces))
+    images, mark = np.concatenate(list(pieces)), Mark.of(sampler.config, version=version, seed=seed, label=label)
     if out.suffix == ".png":
         columns = len(sampler.class_names) if label is None and sampler.class_names else math.ceil(math.sqrt(count))
-        write_atomic(out, png_bytes(tile(images, columns=min(columns, count))))
+        write_atomic(out, png_bytes(tile(images, columns=min(columns, count)), mark))
     else:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=images, labels=labels if labels is not None else np.full(count, -1))
-        write_atomic(out, buffer.getvalue())
+        write_atomic(out, npz_bytes(mark, images=images, labels=labels if labels is not None else np.full(count, -1)))
     return out
 
 
@@ -63,16 +61,17 @@ def _check_count(count: int, sampler: Sampler, out: Path) -> None:
 
 
 @contextmanager
-def _folder_of(model: str, root: Path) -> Iterator[Path]:
-    """The model's folder; that of a registered version goes away again."""
+def _folder_of(model: str, root: Path) -> Iterator[tuple[Path, str | None]]:
+    """The model's folder and, if it is registered, its version, whose folder goes away again."""
     if not model.startswith("models:/"):
         if not (root / model).is_dir():
             raise InputError(f"{model}: no such folder; give models:/NAME/VERSION, models:/NAME@ALIAS or models/RUN")
-        yield root / model
+        yield root / model, None
         return
     parse_uri(model)
     require_store(root)
     with mlflow_errors(root):
         mlflow_client = client(root)
-        with fetched(mlflow_client, find_version(mlflow_client, model, root), root) as package:
-            yield package / "model"
+        version = find_version(mlflow_client, model, root)
+        with fetched(mlflow_client, version, root) as package:
+            yield package / "model", uri_of(version)

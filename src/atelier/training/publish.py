@@ -12,6 +12,7 @@ from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest, fsync, read_limited, write_atomic
 from atelier.journal import LIMIT_BYTES, record_folder
+from atelier.mark import Mark
 from atelier.own_code import CARRIED
 from atelier.pictures import SHEET_ROWS, SHEETS, pack_sheets, save_sheet
 from atelier.sampler import Sampler, draw_noise
@@ -26,7 +27,7 @@ def draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
     labels = torch.arange(classes).repeat(SHEET_ROWS) if config.class_names else None
     noise = draw_noise(classes * SHEET_ROWS, config.noise, seed=0)
     images = Sampler(method.sampling_network(), config).render(noise, labels)
-    save_sheet(path, images, columns=classes)
+    save_sheet(path, images, classes, Mark.of(config, seed=0))
     for file in (path, path.with_suffix(".npy")):
         fsync(file)
 
@@ -41,10 +42,11 @@ def publish_model(method: Method, config: ModelConfig, own: Mapping[str, bytes],
         for name, network in networks.items():
             save_tensors(partial / f"{name}.safetensors", network.state_dict())
         weights_sha256 = {name: digest(partial / f"{name}.safetensors") for name in networks}
-        config.model_copy(update={"weights_sha256": weights_sha256}).write(partial / "config.json")
+        config = config.model_copy(update={"weights_sha256": weights_sha256})
+        config.write(partial / "config.json")
         shutil.copy(folder / JOURNAL, partial)
         shutil.copytree(folder / PICTURES, partial / PICTURES, ignore=shutil.ignore_patterns("*.npy"))
-        pack_sheets(folder / PICTURES, partial / SHEETS)
+        pack_sheets(folder / PICTURES, partial / SHEETS, Mark.of(config, seed=0))
         for name, source in own.items():
             write_atomic(partial / CARRIED / name, source)
 
