@@ -243,7 +243,7 @@ def run_node(run: str, root: Path) -> None:
         if failure is None:
             return
         if not child.stopped and LOST_RANK not in failure.line:
-            newest = max((path.name for path in (root / "checkpoints" / run).glob("*")), default="")
+            newest = max(map(str, (root / "checkpoints" / run).rglob("*.checkpoint")), default="")
             host = socket.gethostname()
             write_json(
                 root / FAILURES / f"{host}-{time.time_ns()}.json", {"host": host, "newest": newest, **failure._asdict()}

@@ -27,7 +27,9 @@ SMALL = (
     """
 datasets: [own]
 runs:
-  gan: {dataset: own, model: cgan, kimg: 0.1, batch: 20, width: 8}
+  gan:
+    {dataset: own, model: cgan, kimg: 0.1, batch: 20, width: 8, keep: best, stop: {collapsed: true},
+    validation: {share: 0.5, every_kimg: 0.05, samples: 100, classifier_kimg: 0.1}}
   vae: {dataset: own, model: cvae, kimg: 0.1, batch: 20, width: 8}
 ingest: {paths: {own: PICTURES}}
 """
@@ -200,6 +202,7 @@ CHANGES: dict[str, tuple[str, set[str]]] = {
     "promote.at_most": ("{fd_classifier: 11}", set()),
     "promote.at_least": ("{label_agreement: 0.9}", set()),
     "promote.better": ("[]", set()),
+    "promote.error_rate": ("0.1", set()),
     "compare.title": ("Others", {"compare"}),
 }
 

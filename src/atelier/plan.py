@@ -108,6 +108,7 @@ CHOICES = {"loss": "ADVERSARIAL_LOSSES", "augment": "AUGMENTATIONS", "likelihood
 READERS: list[type] = [Run, *Section.__subclasses__(), Recipe, *Recipe.__subclasses__()]
 UNCOUNTED = frozenset(f"{reader.__module__}.{reader.__name__}" for reader in READERS)
 METHODS = {"gan": "atelier.training.gan", "vae": "atelier.training.vae"}
+VALIDATION = "atelier.training.validation"
 
 
 def plan(params: Params, root: Path) -> Path:
@@ -199,6 +200,8 @@ def _of_run(name: str, params: Params) -> Scope:
     of_dataset = _of_dataset(run.dataset, params)
     recipe = run.recipe.model_dump()
     chosen = {(table, row) for key, table in CHOICES.items() for row in _listed(recipe.get(key, []))}
+    without = [module for method, module in METHODS.items() if method != run.entry.method]
+    without += [VALIDATION] if run.recipe.validation is None else []
     known = {
         "dataset": run.dataset,
         "model": run.model,
@@ -211,7 +214,7 @@ def _of_run(name: str, params: Params) -> Scope:
         of_dataset.known | {"run": known},
         of_dataset.rows | {("MODELS", run.model)} | chosen,
         names=names_of(run.code) if is_own(run.code) else {module_of(run.code): [ALL]},
-        without=tuple(module for method, module in METHODS.items() if method != run.entry.method),
+        without=tuple(without),
     )
 
 

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 # Always this many at once: image i of a seed is the same whatever n, since neither the noise nor the
 # arithmetic of a row depends on how many were asked for.
 CHUNK = 100
+TRAININGS = "trainings"  # in a model of several seeds, a folder each; the model itself is one of them
 MAX_TRUNCATION = 5.0  # beyond it lies one noise value in two million
+
+
+def trainings(folder: Path) -> list[Path]:
+    """The folders of the models of several seeds, in their order; of a model of one seed, its own."""
+    found = [path for path in (folder / TRAININGS).glob("*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name)) or [folder]
 
 
 class Sampler:

@@ -157,6 +157,15 @@ class DataCard(Record):
         return splits
 
 
+class Snapshot(Checked):
+    """Which weights of a training are its result, where it was measured by a validation split."""
+
+    kimg: NotNegative  # seen when these were its weights
+    trained_kimg: NotNegative  # seen when it ended
+    validation_distance: float  # of what is published
+    stopped: str = ""  # why it ended before its time
+
+
 class ModelConfig(Record):
     """`config.json` of a trained model: all that is needed to rebuild its sampler, and what it came from."""
 
@@ -182,6 +191,7 @@ class ModelConfig(Record):
     precision: Literal["fp32", "bf16"]
     threads: Count | None = None
     weights_sha256: dict[str, Sha256] = {}  # network → digest of its file
+    snapshot: Snapshot | None = None
 
     @field_validator("model")
     @classmethod
@@ -216,11 +226,19 @@ class ModelConfig(Record):
 
 
 class Estimate(Checked):
-    """A metric over independent draws: their mean, their sample standard deviation, and the values themselves."""
+    """A metric over independent draws of one training, or over several trainings: a mean and a standard deviation."""
 
-    mean: float
-    deviation: NotNegative
-    draws: Annotated[list[float], Field(min_length=1)]
+    mean: float  # of the draws; of several trainings, of their means
+    deviation: NotNegative  # of the draws; of several trainings, between their means
+    draws: Annotated[list[float], Field(min_length=1)]  # the values, those of each training together
+    # of several trainings: the mean of each, and the standard deviation of the draws within them
+    trainings: list[float] = Field(default=[], exclude_if=lambda value: not value)
+    draws_deviation: NotNegative | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def independent(self) -> list[float]:
+        """The values that `deviation` is the deviation of."""
+        return self.trainings or self.draws
 
 
 class Conditions(Checked):

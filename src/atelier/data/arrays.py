@@ -67,6 +67,17 @@ def open_split(root: Path, dataset: str, split: Split) -> PreparedSplit:
     return opened
 
 
+def validation_places(images: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:
+    """Which of the images (n, h, w, c) are kept for validation: those whose digest lies in the first `share` of all.
+
+    Content alone decides: duplicates stay together, and neither order nor other images move an image across. It is
+    another digest than the one that test images of one's own are chosen by, which none of these has a small one of.
+    """
+    limit = int(share * 2**64)
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8, person=b"validation").digest() for image in images)
+    return np.fromiter((int.from_bytes(one, "big") < limit for one in digests), np.bool_, len(images))
+
+
 def _open(folder: Path, dataset: str, split: Split) -> PreparedSplit:
     images = _open_array(folder / f"{split}-images.npy", dataset, np.uint8, dimensions=4)
     if not (path := folder / f"{split}-labels.npy").is_file():

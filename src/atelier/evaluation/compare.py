@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atelier.config import Params, Run
-from atelier.config.records import ModelConfig, Registration, Report, VersionRecord
+from atelier.config.records import ModelConfig, Registration, Report, Snapshot, VersionRecord
 from atelier.errors import AtelierError
 from atelier.evaluation.metrics import cautions, find_metric, metric_name
 from atelier.evaluation.narrative import narrative, speed, with_deviation
@@ -59,6 +59,7 @@ class Compared:
         run: as params.yaml has it by now.
         place: its name in `local.js`.
         recipe: that it was trained by.
+        snapshot: which weights its result is, if that was chosen.
         report: its metrics.
         timing: the record of its training times; empty if it was trained elsewhere.
         over_training: kimg, and kernel distance of the pictures drawn then.
@@ -71,6 +72,7 @@ class Compared:
     run: Run
     place: str
     recipe: dict[str, Any]
+    snapshot: Snapshot | None
     report: Report
     timing: list[dict[str, float]]
     over_training: list[tuple[float, float]]
@@ -87,8 +89,25 @@ class Compared:
     @property
     def kimg(self) -> float:
         """That it was trained for."""
-        kimg: float = self.recipe["kimg"]
+        kimg: float = self.recipe["kimg"] if self.snapshot is None else self.snapshot.trained_kimg
         return kimg
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of its trainings: how many, which one is shown, and why it ended."""
+        found, report = list[str](), self.report
+        first = report.metrics[metric_name("fd", report.extractor)]
+        if first.trainings:
+            found.append(
+                f"{len(first.trainings)} trainings: their mean ± the standard deviation between them; that of draws "
+                f"within one is {first.draws_deviation:.2g} in {metric_name('fd', report.extractor)}. Shown is seed "
+                f"{self.recipe['seed']}, of the smallest validation distance."
+            )
+        if self.snapshot is not None and self.snapshot.kimg < self.snapshot.trained_kimg:
+            found.append(f"Weights of {self.snapshot.kimg:g} kimg, of the smallest validation distance.")
+        if self.snapshot is not None and self.snapshot.stopped:
+            found.append(f"Ended before its time: {self.snapshot.stopped}.")
+        return found
 
     @property
     def seconds(self) -> float:
@@ -168,6 +187,7 @@ def _collect(run: Run, root: Path) -> Compared:
         run=run,
         place=f"{run.name} {report.weights_sha256[:16]}",
         recipe=config.recipe.model_dump(),
+        snapshot=config.snapshot,
         report=report,
         timing=read_timing(record / "timing.jsonl"),
         over_training=_read_curve(folder / "curves" / f"{metric_name('kid', report.extractor)}.csv", run.name),
@@ -280,10 +300,14 @@ def _render(title: str, sections: list[dict[str, Any]]) -> str:
 
 
 def curves_svg(curves: Curves) -> list[Markup]:
-    """Every metric of a journal over kimg: losses and bounds in one chart, shares between 0 and 1 in another."""
+    """Every metric of a journal over kimg: losses and bounds in one chart, shares between 0 and 1 in another.
+
+    Not of validation, whose distances fall by orders of magnitude: `curves/` has them.
+    """
     groups: tuple[Curves, Curves] = {}, {}
     for name, curve in curves.items():
-        groups[all(0 <= value <= 1 for _, value in curve)][name.replace("_", " ")] = curve
+        if not name.startswith("validation_"):
+            groups[all(0 <= value <= 1 for _, value in curve)][name.replace("_", " ")] = curve
     return [_svg(group, "kimg") for group in groups if group]
 
 

@@ -12,10 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from atelier.config import Evaluate, Params
-from atelier.config.records import FLOOR, Conditions, Report
+from atelier.config.records import FLOOR, Conditions, Estimate, Report
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.errors import InputError
-from atelier.evaluation.evaluator import Features, Sample, chunks, draw_in_order, labels_like, over_draws
+from atelier.evaluation.evaluator import (
+    Features,
+    Sample,
+    chunks,
+    draw_in_order,
+    labels_like,
+    over_draws,
+    over_trainings,
+)
 from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.metrics import cautions, metric_name
 from atelier.evaluation.neighbours import Nearest, nearest_training_images
@@ -25,7 +33,7 @@ from atelier.files import atomic_directory, hold
 from atelier.pictures import SHEET_ROWS, SHEETS, Images, Labels, load_sheets
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
-from atelier.sampler import Sampler
+from atelier.sampler import Sampler, trainings
 
 KEPT_FAKES = 10_000  # for what needs the images themselves, at most
 NEIGHBOURS = 5  # training images shown beside a fake
@@ -66,21 +74,30 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     else:
         test = PreparedSplit(test.images, None)
 
-    metrics, classes = list[dict[str, float]](), ByClass(sampler.class_names, asked)
+    estimates, classes = list[dict[str, Estimate]](), ByClass(sampler.class_names, asked)
     neighbours: tuple[Images, Images, Nearest] | None = None  # of the first draw
-    for number in range(settings.draws):
-        sample = _draw(sampler, asked, reference, train, test, settings, number, ranks)
-        if sample is not None:
-            sample.vae = vae
+    # of several seeds, each is judged; what is shown is of the one that is the model
+    for folder in trainings(model_folder):
+        one, metrics = Sampler.load(folder, root), list[dict[str, float]]()
+        is_model = one.config.sampler_sha256 == config.sampler_sha256
+        one_vae = vae if is_model else TrainedVae.load(one, folder, root)
+        for number in range(settings.draws):
+            sample = _draw(one, asked, reference, train, test, settings, number, ranks)
+            if sample is None:
+                continue
+            sample.vae = one_vae
             metrics.append(sample.metrics())
-            classes.add(sample)
-            if number == 0 and sample.nearest is not None:
-                neighbours = sample.images[: settings.memorisation_samples], train.images, sample.nearest
+            if is_model:
+                classes.add(sample)
+                if number == 0 and sample.nearest is not None:
+                    neighbours = sample.images[: settings.memorisation_samples], train.images, sample.nearest
+        if ranks.is_writer:
+            estimates.append(over_draws(metrics))
     if not ranks.is_writer:
         return None
 
     report = Report(
-        metrics=over_draws(metrics) | {FLOOR + name: value for name, value in reference.record.floor.items()},
+        metrics=over_trainings(estimates) | {FLOOR + name: value for name, value in reference.record.floor.items()},
         conditions=_conditions(reference, settings),
         weights_sha256=sampler.config.sampler_sha256,
     )

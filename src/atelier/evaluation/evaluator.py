@@ -194,6 +194,26 @@ def over_draws(draws: list[dict[str, float]]) -> dict[str, Estimate]:
     return estimates
 
 
+def over_trainings(estimates: list[dict[str, Estimate]]) -> dict[str, Estimate]:
+    """The metrics of several trainings as one: mean and deviation between them, and the deviation within."""
+    if len(estimates) == 1:
+        return estimates[0]
+    found = dict[str, Estimate]()
+    for name in estimates[0]:
+        if not all(name in estimate for estimate in estimates):
+            continue
+        parts = [estimate[name] for estimate in estimates]
+        means = [part.mean for part in parts]
+        found[name] = Estimate(
+            mean=float(np.mean(means)),
+            deviation=float(np.std(means, ddof=1)),
+            draws=[value for part in parts for value in part.draws],
+            trainings=means,
+            draws_deviation=float(np.sqrt(np.mean([part.deviation**2 for part in parts]))),
+        )
+    return found
+
+
 def labels_like(real: Labels, classes: int, count: int) -> Labels:
     """`count` labels with the frequencies of the `real` ones, near them in any first part of it too.
 

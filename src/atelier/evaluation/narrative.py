@@ -87,7 +87,7 @@ def with_deviation(value: Estimate | None) -> str:
 
 def _standard_errors(a: Estimate, b: Estimate) -> float:
     """How many standard errors of their difference two means are apart."""
-    error = math.sqrt(a.deviation**2 / len(a.draws) + b.deviation**2 / len(b.draws))
+    error = math.sqrt(a.deviation**2 / len(a.independent) + b.deviation**2 / len(b.independent))
     difference = abs(a.mean - b.mean)
     if not error:
         return math.inf if difference else 0.0

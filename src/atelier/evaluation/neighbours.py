@@ -48,6 +48,16 @@ def manifold_metrics(real: Tensor, fake: Tensor) -> dict[str, float]:
     }
 
 
+def coverage(real: Tensor, fake: Tensor) -> float:
+    """`coverage` of `manifold_metrics` alone, in half the time."""
+    real, fake = real.double(), fake.double()
+    radii = _radii(real, min(NEIGHBOURS, len(real) - 1))
+    covered = torch.zeros(len(real), dtype=torch.bool)
+    for rows in fake.split(ROWS):
+        covered |= (_distances(rows, real) <= radii).any(dim=0)
+    return float(covered.double().mean())
+
+
 def _radii(features: Tensor, neighbours: int) -> Tensor:
     """Distance of each to its k-th nearest neighbour; a point is not its own neighbour."""
     radii = []

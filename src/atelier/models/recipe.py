@@ -38,6 +38,22 @@ class Entry(Checked):
             raise AtelierError(f"{place}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; mend it") from None
 
 
+class Validation(Checked):
+    """How a training is measured by training images that it is not trained on, chosen by their content."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the training images
+    every_kimg: Positive = 25.0
+    samples: Annotated[int, Field(ge=100, lt=2**31)] = 1000  # images drawn for a measurement
+    classifier_kimg: Positive = 10.0  # training of the classifier whose features they are measured in
+
+
+class Stop(Checked):
+    """What ends a training before `kimg`."""
+
+    patience_kimg: NotNegative = 0.0  # without a better validation distance; 0: it is not looked at
+    collapsed: bool = False  # a collapse that lasts from one measurement to the next
+
+
 class Recipe(Entry):
     """What every model has. Time is in kimg: thousands of real images seen.
 
@@ -60,6 +76,20 @@ class Recipe(Entry):
     ema_rampup: NotNegative = 0.05  # the half-life is at most this share of what was seen; 0: from the start as it is
     lr_decay: Literal["none", "linear", "cosine"] = "none"  # how the learning rates fall over `kimg`
     lr_hold: Share = 0.0  # share of `kimg` before `lr_decay` begins
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 1  # trainings, of this seed and the next ones, judged as one
+    keep: Literal["last", "best"] = "last"  # the weights at the end, or those of the best validation distance
+    stop: Stop = Stop()
+    validation: Validation | None = None  # None: without, unless seeds, keep or stop need it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validate_where_it_is_needed(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("validation") is not None:
+            return values
+        stop = values.get("stop")
+        stops = isinstance(stop, dict | Stop) and any(dict(stop).values())
+        needed = stops or values.get("seeds", 1) != 1 or values.get("keep", "last") != "last"
+        return values | {"validation": {}} if needed else values
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

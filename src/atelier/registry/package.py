@@ -21,6 +21,7 @@ from atelier.files import folder_digest
 from atelier.own_code import CARRIED
 from atelier.processes import clean_environment, run
 from atelier.registry.lineage import COMMIT_TAG, PACKAGE_TAG, uri_of
+from atelier.sampler import TRAININGS
 from atelier.tracking import public, public_uri, tracking_uri
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ assert images.dtype == "uint8" and len(images) == 2, (images.dtype, images.shape
 
 def make_package(folder: Path, model_folder: Path, report_folder: Path, card: str) -> Path:
     """Put weights, report and card into one folder; returns it."""
-    shutil.copytree(model_folder, folder / "model")
+    shutil.copytree(model_folder, folder / "model", ignore=shutil.ignore_patterns(TRAININGS))
     shutil.copytree(report_folder, folder / "report")
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return folder
@@ -73,7 +74,7 @@ Draws images like those of **{title}**: {size}, {asked}. Model `{config.model}`:
 {_rows(metrics)}
 
 {conditions.draws} draws of {conditions.fakes:,} images against {conditions.real:,} real images of the
-{conditions.real_split} split; the standard deviation is that of the draws.{cautioned} Distances of
+{conditions.real_split} split; {_deviation(metrics)}.{cautioned} Distances of
 other features, data or numbers of images cannot be compared with these, nor a distance in a classifier's features with
 a published FID.
 
@@ -100,6 +101,15 @@ trains it again and compares the weights.
 def plain(text: str) -> str:
     """Text that is not ours, for Markdown: one line in which no character is markup or begins a tag."""
     return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", " ".join(text.split()))
+
+
+def _deviation(metrics: Report) -> str:
+    """What the standard deviation is of."""
+    trainings = max(len(value.trainings) for value in metrics.measured.values())
+    if not trainings:
+        return "the standard deviation is that of the draws of one training, and says nothing of the luck of its seed"
+    return f"the standard deviation is that between {trainings} trainings, of which this is the one of the smallest \
+validation distance"
 
 
 def _rows(metrics: Report) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError
 from atelier.journal import read_journal, read_timing
-from atelier.tracking.runs import RunRecord, ensure_run
+from atelier.tracking.runs import RunRecord, ensure_run, group_mark, log_new_params
 from atelier.tracking.store import client, mlflow_errors, reason
 
 if TYPE_CHECKING:
@@ -73,16 +73,25 @@ class Feed(threading.Thread):
         folder: holds the journal, the times of its lines, and `mlflow.json`, which names the MLflow run.
         training: digest of what the training is; `mlflow.json` of another training is not continued.
         say: tells the person.
+        group: a folder that several trainings share, whose MLflow runs are to be nested in one; None for none.
     """
 
     def __init__(
-        self, root: Path, name: str, params: dict[str, Any], folder: Path, training: str, say: Callable[[str], None]
+        self,
+        root: Path,
+        name: str,
+        params: dict[str, Any],
+        folder: Path,
+        training: str,
+        say: Callable[[str], None],
+        group: Path | None = None,
     ) -> None:
         super().__init__(daemon=True, name="mlflow-feed")
         self.root, self.run_name, self.params, self.training, self.say = root, name, params, training, say
+        self.group = group
         self.folder, self.journal, self.timing = folder, folder / "journal.jsonl", folder / "timing.jsonl"
         self.ended, self.given_up = threading.Event(), threading.Event()
-        self.status = "FINISHED"
+        self.status, self.learned = "FINISHED", dict[str, Any]()
         self.complete = False
         self.machine: Any = None
 
@@ -102,6 +111,7 @@ class Feed(threading.Thread):
                     sent = last_step_sent(mlflow_client, run_id)
                 sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent, growing=True)
                 if last_round:
+                    log_new_params(mlflow_client, run_id, self.learned, self.params)
                     self.machine.finish()
                     mlflow_client.set_terminated(run_id, status=self.status)
                     self.complete = True
@@ -142,13 +152,14 @@ class Feed(threading.Thread):
             record = RunRecord(run_id=None, training=self.training, mark=uuid.uuid4().hex)
         path = RunRecord.path(self.folder)
         record.write(path)
-        run_id = ensure_run(self.root, self.run_name, self.params, record.run_id, record.mark)
+        group = group_mark(self.group) if self.group else ""
+        run_id = ensure_run(self.root, self.run_name, self.params, record.run_id, record.mark, group)
         record.model_copy(update={"run_id": run_id}).write(path)
         return run_id
 
-    def end(self, status: str, timeout_seconds: float) -> None:
-        """Send what is left and end the run, waiting for at most `timeout_seconds`."""
-        self.status = status
+    def end(self, status: str, timeout_seconds: float, learned: dict[str, Any] | None = None) -> None:
+        """Send what is left, with what the run records by now, and end it, waiting for at most `timeout_seconds`."""
+        self.status, self.learned = status, learned or {}
         self.ended.set()
         self.join(timeout_seconds)
         self.given_up.set()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PIPELINE_RUN = "ATELIER_PIPELINE_RUN"  # in the environment: the pipeline run that a stage belongs to
 PIPELINE_RUN_TAG = "atelier.pipeline_run"
 PIPELINE_TAG = "atelier.pipeline"  # of the run that stands for a pipeline run
+GROUP_TAG = "atelier.seeds"  # of the run that stands for the trainings of several seeds
 PARENT_TAG = "mlflow.parentRunId"
 HOST_TAG = "atelier.host"
 PID_TAG = "atelier.pid"
@@ -40,8 +41,13 @@ def process_tags() -> dict[str, str]:
     return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())}
 
 
-def origin_tags(mlflow_client: MlflowClient, experiment_id: str, root: Path) -> dict[str, str]:
-    """User, source and git commit of the workspace; the pipeline run, nested in which the run is shown."""
+def origin_tags(
+    mlflow_client: MlflowClient, experiment_id: str, root: Path, name: str = "", group: str = ""
+) -> dict[str, str]:
+    """User, source and git commit of the workspace; the pipeline run, nested in which the run is shown.
+
+    With a `group`, the run of several trainings of this name, it is nested in that one, which is nested in the former.
+    """
     from mlflow.tracking.context.default_context import DefaultRunContext
     from mlflow.tracking.context.git_context import GitRunContext
     from mlflow.tracking.context.registry import resolve_tags
@@ -57,7 +63,10 @@ def origin_tags(mlflow_client: MlflowClient, experiment_id: str, root: Path) -> 
     tags: dict[str, str] = resolve_tags(ours, ignore=[DefaultRunContext, GitRunContext])
     if pipeline_run := os.environ.get(PIPELINE_RUN) or os.environ.get("DVC_EXP_NAME"):
         tags[PIPELINE_RUN_TAG] = pipeline_run
-        tags[PARENT_TAG] = _parent(mlflow_client, experiment_id, pipeline_run)
+        tags[PARENT_TAG] = _parent(mlflow_client, experiment_id, PIPELINE_TAG, pipeline_run, pipeline_run)
+    if group:
+        parent = os.environ.get("MLFLOW_RUN_ID") or _parent(mlflow_client, experiment_id, GROUP_TAG, group, name, tags)
+        tags = tags | {PARENT_TAG: parent}
     return tags
 
 
@@ -105,13 +114,20 @@ def git(root: Path, *arguments: str) -> str | None:
         raise AtelierError(f"{root}: git {arguments[0]}: {text or 'failed'}") from None
 
 
-def _parent(mlflow_client: MlflowClient, experiment_id: str, pipeline_run: str) -> str:
-    """The run that stands for a pipeline run; of two made at the same time the first one stays."""
+def _parent(
+    mlflow_client: MlflowClient,
+    experiment_id: str,
+    tag: str,
+    value: str,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """The run that stands for others and bears this tag; of two made at the same time the first one stays."""
     made = None
     while True:
         found = mlflow_client.search_runs(
             [experiment_id],
-            equals(f"tags.`{PIPELINE_TAG}`", pipeline_run),
+            equals(f"tags.`{tag}`", value),
             max_results=1,
             order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
         )
@@ -120,7 +136,7 @@ def _parent(mlflow_client: MlflowClient, experiment_id: str, pipeline_run: str) 
             if made is not None and made != first:
                 mlflow_client.delete_run(made)
             return first
-        run = mlflow_client.create_run(experiment_id, run_name=pipeline_run, tags={PIPELINE_TAG: pipeline_run})
+        run = mlflow_client.create_run(experiment_id, run_name=name, tags={**(tags or {}), tag: value})
         made = str(run.info.run_id)
         mlflow_client.set_terminated(made)  # it holds other runs and has no work of its own
 

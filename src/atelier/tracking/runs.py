@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -62,16 +63,30 @@ class RunRecord(Record):
 
 
 def run_params(config: ModelConfig) -> dict[str, Any]:
-    """What an MLflow run records of a model's config: every parameter of its training."""
-    return {"dataset": config.dataset, "model": config.model} | config.recipe.model_dump()
+    """What an MLflow run records of a model's config: every parameter of its training, and which weights it kept."""
+    snapshot = config.snapshot.model_dump() if config.snapshot else {}
+    kept = {f"snapshot.{key}": value for key, value in snapshot.items() if value != ""}
+    return {"dataset": config.dataset, "model": config.model} | config.recipe.model_dump() | kept
 
 
-def ensure_run(root: Path, name: str, params: Mapping[str, object], run_id: str | None, mark: str = "") -> str:
+def group_mark(folder: Path) -> str:
+    """The mark of the run in which those of several trainings are nested, written down in the folder they share."""
+    record = RunRecord.find(folder)
+    if record is None:
+        record = RunRecord(run_id=None, training="", mark=uuid.uuid4().hex)
+        record.write(RunRecord.path(folder))
+    return record.mark
+
+
+def ensure_run(
+    root: Path, name: str, params: Mapping[str, object], run_id: str | None, mark: str = "", group: str = ""
+) -> str:
     """The MLflow run of a training, made if there is none.
 
     MLFLOW_RUN_ID in the environment is honoured, then `run_id`, then a run that bears the mark: it was made, but who
     made it did not live to write its id down. A `run_id` that this store does not know, since it is another store
-    than before, gives a new run: the journal holds all that is needed to fill it.
+    than before, gives a new run: the journal holds all that is needed to fill it. With a `group`, a `group_mark`, it is
+    one of several that are nested in the run of that mark, or in that of MLFLOW_RUN_ID.
 
     Raises:
         InputError: if MLFLOW_RUN_ID names no run, or the experiment lies in MLflow's trash.
@@ -80,7 +95,7 @@ def ensure_run(root: Path, name: str, params: Mapping[str, object], run_id: str 
     from mlflow.exceptions import MlflowException
 
     mlflow_client = client(root)
-    from_environment = os.environ.get("MLFLOW_RUN_ID")
+    from_environment = None if group else os.environ.get("MLFLOW_RUN_ID")
     run = None
     if wanted := from_environment or run_id:
         try:
@@ -96,7 +111,11 @@ def ensure_run(root: Path, name: str, params: Mapping[str, object], run_id: str 
     if run is None and mark:
         run = next(iter(mlflow_client.search_runs([experiment], equals(f"tags.`{MARK_TAG}`", mark))), None)
     if run is None:
-        tags = origin_tags(mlflow_client, experiment, root) | process_tags() | ({MARK_TAG: mark} if mark else {})
+        tags = (
+            origin_tags(mlflow_client, experiment, root, name, group)
+            | process_tags()
+            | ({MARK_TAG: mark} if mark else {})
+        )
         run = mlflow_client.create_run(experiment, run_name=name, tags=tags)
     else:
         mlflow_client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in process_tags().items()])
@@ -104,13 +123,14 @@ def ensure_run(root: Path, name: str, params: Mapping[str, object], run_id: str 
             mlflow_client.update_run(run.info.run_id, status="RUNNING")
     if not run.inputs.dataset_inputs and (data := data_input(params)) is not None:
         mlflow_client.log_inputs(run.info.run_id, [data])
-    _log_new_params(mlflow_client, run.info.run_id, params, run.data.params)
+    log_new_params(mlflow_client, run.info.run_id, params, run.data.params)
     return str(run.info.run_id)
 
 
-def _log_new_params(
-    mlflow_client: MlflowClient, run_id: str, params: Mapping[str, object], known: Mapping[str, str]
+def log_new_params(
+    mlflow_client: MlflowClient, run_id: str, params: Mapping[str, object], known: Mapping[str, object]
 ) -> None:
+    """Record parameters of a run that it does not know."""
     from mlflow.entities import Param
 
     new = [Param(key, str(value)) for key, value in params.items() if key not in known]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,16 +18,32 @@ class TrainingImages:
 
     Sets up to `resident_bytes` lie on the device as uint8; larger ones stay memory-mapped and only each batch is read.
     The order of epoch e depends on (seed, e) alone: the position in the stream, in images, is the whole state.
+
+    Args:
+        split: that they are of.
+        symmetric: whether they are to lie in [-1, 1], not [0, 1].
+        seed: of their order.
+        device: that they are trained on.
+        resident_bytes: as above.
+        held_out: which of them are not trained on (n,); None for none.
     """
 
     def __init__(
-        self, split: PreparedSplit, symmetric: bool, seed: int, device: torch.device, resident_bytes: int
+        self,
+        split: PreparedSplit,
+        symmetric: bool,
+        seed: int,
+        device: torch.device,
+        resident_bytes: int,
+        held_out: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self.split = split
+        self.held_out = held_out
+        self.places = None if held_out is None else np.flatnonzero(~held_out)
         self.symmetric = symmetric
         self.seed = seed
         self.device = device
-        self.count = len(split.images)
+        self.count = len(split.images) if self.places is None else len(self.places)
         self.resident: Tensor | None = None
         if split.images.nbytes <= resident_bytes:
             try:
@@ -44,7 +61,7 @@ class TrainingImages:
         """Images [position, position + size) of the endless shuffled stream, and their labels."""
         return self._gather(self.order(position, size))
 
-    def order(self, position: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def order(self, position: int, size: int) -> npt.NDArray[np.int64]:
         """Where images [position, position + size) of the endless shuffled stream lie in the file."""
         parts = []
         while size:
@@ -57,15 +74,19 @@ class TrainingImages:
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Every training image once, in the order of the file."""
         for start in range(0, self.count, size):
-            yield self._gather(np.arange(start, min(start + size, self.count)))
+            yield self._gather(self._placed(np.arange(start, min(start + size, self.count))))
 
-    def _order_of(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _placed(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the images of these numbers lie in the file, of those that are trained on."""
+        return indices if self.places is None else self.places[indices]
+
+    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            self._order = self._placed(np.random.default_rng((self.seed, epoch)).permutation(self.count))
             self._epoch = epoch
         return self._order
 
-    def _gather(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[Tensor, Tensor | None]:
+    def _gather(self, indices: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         index = torch.from_numpy(indices).to(self.device)
         if self.resident is not None:
             return self.at(index)

@@ -39,6 +39,7 @@ class Checkpoint(Checked):
     ranks: list[dict[str, Any]]  # what each rank alone has: sums of figures, random states
     journal_bytes: CountOrNone
     timing_bytes: CountOrNone
+    validation: dict[str, Any] | None = None  # a `validation.Progress`, where there is one
     sha256: dict[str, str]  # of each file beside the checkpoints, as it was then, by its name in their folder
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from atelier.training.batches import TrainingImages
 from atelier.training.checkpoints import JOURNAL, PICTURES, TIMING, Checkpoint
 from atelier.training.method import Method
 from atelier.training.steps import choose_steps
+
+if TYPE_CHECKING:
+    from atelier.training.validation import Validation
 
 TERMINATED = "SIGTERM: checkpoint saved; the same command goes on from it"
 
@@ -50,6 +53,10 @@ class Tick:
     steps: int  # in it
     sums: Reading
 
+    def figures(self) -> dict[str, float]:
+        """The means over its steps."""
+        return {name: value / self.steps for name, value in self.sums.figures().items()}
+
 
 def train_loop(
     method: Method,
@@ -63,11 +70,12 @@ def train_loop(
     kimg: float,
     batch: int,  # over all ranks
     settings: Train,
+    validation: Validation | None,
     draw_picture: Callable[[Path], None],
     progress: Callable[[int, float], None],  # told images seen and images a second, once a tick
     say: Callable[[str], None],
 ) -> None:
-    """Train until `kimg` thousand images were seen.
+    """Train until `kimg` thousand images were seen, or validation says to stop.
 
     Raises:
         AtelierError: if a figure is no longer finite, or a checkpoint cannot be written.
@@ -99,6 +107,7 @@ def train_loop(
                 method=method.state_dict(),
                 position=vars(position),
                 ranks=of_ranks,
+                validation=vars(validation.progress) if validation else None,
                 journal_bytes=lengths[JOURNAL],
                 timing_bytes=lengths[TIMING],
                 sha256=drawn | {name: checkpoints.sha256_of(folder / name, was) for name, was in lengths.items()},
@@ -109,7 +118,7 @@ def train_loop(
 
     def end_tick(tick: Tick) -> None:
         nonlocal tick_start
-        figures = {name: value / tick.steps for name, value in tick.sums.figures().items()}
+        figures = tick.figures()
         _refuse_not_finite(figures, tick.images, folder)
         now = time.monotonic()
         rate = tick.steps * batch / (now - tick_start)
@@ -118,13 +127,19 @@ def train_loop(
         if ranks.is_writer:
             where = {"kimg": tick.images / 1000}
             # the time first: whoever reads a line of the journal finds when it was written
-            timing.append(where | {"unix": time.time(), "seconds": position.seconds, "images_per_second": rate})
-            journal.append(where | {"step": tick.step} | figures)
+            times = {"unix": time.time(), "seconds": position.seconds, "images_per_second": rate}
+            timing.append(where | times | ({"validation_seconds": validation.progress.seconds} if validation else {}))
+            journal.append(where | {"step": tick.step} | figures | (validation.figures() if validation else {}))
             progress(tick.images, rate)
+
+    def is_over() -> bool:
+        return position.images >= total or (validation is not None and validation.progress.stopped != "")
 
     ranks.average_gradients(method.optimizers())
     if start_from is not None:
-        position, steps.sums = _go_on(method, start_from, ranks, folder)
+        position, steps.sums = _go_on(method, start_from, validation, ranks, folder)
+    elif validation is not None:
+        validation.measure(0, {})
     if ranks.is_writer:
         pictures.mkdir(exist_ok=True)
         if start_from is not None:
@@ -140,7 +155,7 @@ def train_loop(
     seconds_before = position.seconds
     start = last_save = tick_start = time.monotonic()
     with _sigterm() as terminated, steps.running():
-        while position.images < total:
+        while not is_over():
             steps.take(position.images)
             position.images += batch
             position.step += 1
@@ -152,10 +167,16 @@ def train_loop(
                 ended = Tick(position.images, position.step, position.step - position.tick_step, ranks.mean(steps.sums))
                 steps.clear()
                 position.tick_step = position.step
-                if position.images * settings.pictures // total > position.pictured * settings.pictures // total:
-                    position.pictured = position.images
+                if validation is not None and (done or validation.is_due(position.images)):
+                    validation.measure(position.images, ended.figures())
+                    done = is_over()
                     end_tick(ended)
                     ended = None
+                if position.images * settings.pictures // total > position.pictured * settings.pictures // total:
+                    position.pictured = position.images
+                    if ended is not None:
+                        end_tick(ended)
+                        ended = None
                     if ranks.is_writer:
                         draw_picture(pictures / sheet_name(position.images))
 
@@ -180,10 +201,14 @@ def _names_in(pictures: Path) -> list[str]:
     return sorted(f"{PICTURES}/{path.name}" for path in pictures.iterdir() if path.is_file())
 
 
-def _go_on(method: Method, checkpoint: Checkpoint, ranks: Ranks, folder: Path) -> tuple[Position, dict[str, Tensor]]:
+def _go_on(
+    method: Method, checkpoint: Checkpoint, validation: Validation | None, ranks: Ranks, folder: Path
+) -> tuple[Position, dict[str, Tensor]]:
     """Put everything back as it was at a checkpoint, but for the files."""
     try:
         method.load_state_dict(checkpoint.method)
+        if validation is not None:
+            validation.take_up(checkpoint.validation or {})
         position = Position(**{name: type(was)(checkpoint.position[name]) for name, was in vars(Position()).items()})
         mine = checkpoint.ranks[ranks.rank]
         sums = {name: value.to(ranks.device) for name, value in mine["sums"].items()}

@@ -24,7 +24,13 @@ POWER_ITERATIONS = 15  # as many as torch begins with
 
 
 class Method(Protocol):
-    """A way of training, such as `Gan` or `Vae`. Images come as float (n, c, h, w) in the model's own range."""
+    """A way of training, such as `Gan` or `Vae`. Images come as float (n, c, h, w) in the model's own range.
+
+    Attributes:
+        ema: the weights that are the result.
+    """
+
+    ema: Average
 
     def step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Learn from one batch; returns figures as scalar tensors, not read back to the host."""
@@ -120,6 +126,15 @@ class Average(nn.Module):
             torch._foreach_add_(averages, changes)
         else:
             torch._foreach_lerp_(averages, values, self.weight_of_new)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The averaged weights as they are now, on the host."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.network.state_dict().items()}
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Be a snapshot from now on, whatever the network does."""
+        self.average.load_state_dict(snapshot)
+        self._copied, self.is_kept = [], False
 
     @property
     def network(self) -> nn.Module:

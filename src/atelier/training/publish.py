@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from atelier.journal import LIMIT_BYTES, record_folder
 from atelier.mark import Mark
 from atelier.own_code import CARRIED
 from atelier.pictures import SHEET_ROWS, SHEETS, pack_sheets, save_sheet
-from atelier.sampler import Sampler, draw_noise
+from atelier.sampler import TRAININGS, Sampler, draw_noise
 from atelier.tensors import save_tensors
 from atelier.training.checkpoints import JOURNAL, PICTURES, TIMING
 from atelier.training.method import Method
@@ -51,9 +51,28 @@ def publish_model(method: Method, config: ModelConfig, own: Mapping[str, bytes],
             write_atomic(partial / CARRIED / name, source)
 
 
-def publish_record(folder: Path, root: Path, run: str) -> None:
-    """Keep what belongs to this one training and not to what it made: times, and the MLflow run."""
-    target = record_folder(root, run, digest(root / "models" / run / "sampler.safetensors"))
+def publish_best(trained: Mapping[int, Path], target: Path, say: Callable[[str], None]) -> None:
+    """Put the best model of several seeds in its place, and all of them below it.
+
+    The best is that of the smallest validation distance: test images have no part in it.
+    """
+    distances = dict[int, float]()
+    for seed, model in trained.items():
+        snapshot = ModelConfig.read(model / "config.json", "atelier train").snapshot
+        assert snapshot is not None
+        distances[seed] = snapshot.validation_distance
+    best = min(distances, key=lambda seed: distances[seed])
+    with atomic_directory(target) as partial:
+        shutil.copytree(trained[best], partial, dirs_exist_ok=True)
+        for seed, model in trained.items():
+            shutil.copytree(model, partial / TRAININGS / str(seed))
+    found = ", ".join(f"{distance:.4g} (seed {seed})" for seed, distance in distances.items())
+    say(f"seed {best} is kept; validation distances: {found}")
+
+
+def publish_record(folder: Path, root: Path, run: str, model: Path) -> None:
+    """Keep what belongs to this one training and not to the model that it made: times, and the MLflow run."""
+    target = record_folder(root, run, digest(model / "sampler.safetensors"))
     for name in (TIMING, "mlflow.json"):
         if (folder / name).is_file():
             content = read_limited(folder / name, LIMIT_BYTES)

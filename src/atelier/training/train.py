@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from tqdm import tqdm
 import atelier
 from atelier.config import Params, Run
 from atelier.config.records import DataCard, ModelConfig
-from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card
+from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card, validation_places
 from atelier.errors import AtelierError, Terminated, ToldByWriter
 from atelier.files import digest_of, folder_digest, hold, read_limited, remove_folder, to_json, write_atomic
 from atelier.models.contract import build_checked_networks
 from atelier.own_code import counted_digest, sources, sources_sha256
 from atelier.ranks import RankLost, Ranks, join_ranks
+from atelier.sampler import Sampler
 from atelier.tracking import run_params
 from atelier.tracking.feed import Feed
 from atelier.training import build_method, checkpoints
@@ -29,12 +31,16 @@ from atelier.training.layers import in_microbatches, synchronise
 from atelier.training.loop import train_loop
 from atelier.training.memory import refuse_too_large
 from atelier.training.method import Autocast, Method
-from atelier.training.publish import draw_picture, publish_model, publish_record
+from atelier.training.publish import draw_picture, publish_best, publish_model, publish_record
 
+MODEL = "model"  # of one of several seeds, beside its checkpoints
 MLFLOW_WAIT_SECONDS = 60.0
 MLFLOW_PATIENCE_SECONDS = 5.0  # after a failure or SIGTERM: torchrun and Kubernetes allow 30 s in all
 # what a config says of the machine and of the result, not of the training
-OF_ENVIRONMENT = {"versions", "device", "world_size", "precision", "threads", "weights_sha256", "code_sha256"}
+OF_ENVIRONMENT = {
+    *("versions", "device", "world_size", "precision", "threads"),
+    *("weights_sha256", "code_sha256", "snapshot"),
+}
 
 
 def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path | None:
@@ -65,11 +71,65 @@ def train(run_name: str, params: Params, root: Path, say: Callable[[str], None])
 
 
 def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
+    training = _training(run, params, root, ranks)
+    folder, model = root / "checkpoints" / run.name, root / "models" / run.name
+    with ExitStack() as held:
+        ranks.by_writer(lambda: held.enter_context(hold(folder)))
+        if ranks.by_writer(lambda: _has_ended(root, run.name, training.digest)):
+            say(f"{model}: made by this training, which was killed after that")
+            if ranks.is_writer:
+                remove_folder(folder)
+            return model if ranks.is_writer else None
+        if run.recipe.seeds == 1:
+            _train_once(training, params, root, ranks, folder, model, say)
+        else:
+            trained = dict[int, Path]()
+            for seed in range(run.recipe.seed, run.recipe.seed + run.recipe.seeds):
+                say(f"seed {seed}")
+                one = replace(run, recipe=run.recipe.model_copy(update={"seed": seed, "seeds": 1}))
+                trained[seed] = folder / f"seed-{seed}" / MODEL
+                part = _training(one, params, root, ranks)
+                _train_once(part, params, root, ranks, trained[seed].parent, trained[seed], say, group=folder)
+            if ranks.is_writer:
+                publish_best(trained, model, say)
+        if not ranks.is_writer:
+            return None
+        write_atomic(_end_file(root, run.name), _end(root, run.name, training.digest))
+        remove_folder(folder)
+        return model
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run, and all that its result depends on.
+
+    Attributes:
+        run: that is trained.
+        card: of its data.
+        own: the sources of a model of the user's own, as they are now: they may be edited before the end.
+        config: of its model.
+        identity: what a checkpoint must agree with, to be gone on from; as is `environment`.
+    """
+
+    run: Run
+    card: DataCard
+    own: Mapping[str, bytes]
+    config: ModelConfig
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Of what it depends on."""
+        return digest_of(to_json({"identity": self.identity, "environment": self.environment}).encode())
+
+
+def _training(run: Run, params: Params, root: Path, ranks: Ranks) -> Training:
+    """Say what a training is, after setting its arithmetic; the same on all ranks."""
     card = read_card(root, run.dataset)
     _set_arithmetic(run.recipe.precision)
-    own = sources(run.code)  # as they are now: they may be edited before the end
+    own = sources(run.code)
     config = _config(run, card, ranks, sources_sha256(own))
-    # what a checkpoint must agree with, to be gone on from
     identity = {
         "training": config.model_dump(exclude=OF_ENVIRONMENT),
         "tick_kimg": params.train.tick_kimg,
@@ -80,72 +140,98 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
     here = environment(ranks, config.precision)
     ranks.refuse_different({"identity": identity, "environment": here})
     ranks.share_of(run.recipe.batch)
-    folder, model = root / "checkpoints" / run.name, root / "models" / run.name
-    training = digest_of(to_json({"identity": identity, "environment": here}).encode())
-    with ExitStack() as held:
-        ranks.by_writer(lambda: held.enter_context(hold(folder)))
-        if ranks.by_writer(lambda: _has_ended(root, run.name, training)):
-            say(f"{model}: made by this training, which was killed after that")
-            if ranks.is_writer:
-                remove_folder(folder)
-            return model if ranks.is_writer else None
-        found = ranks.by_writer(lambda: _plain(take_up(folder, identity, here, say)))
-        checkpoint = None if found is None else Checkpoint(**found)
-        if checkpoint is not None:
-            torch.set_num_threads(checkpoint.threads)  # sums over another number of threads round differently
-            say(f"going on from {checkpoint.position['images'] / 1000:g} kimg")
-        config = config.model_copy(update={"threads": torch.get_num_threads()})
-        method, data = _method(run, ranks), _images(run, params, root, ranks)
-        feed = None
-        if ranks.is_writer:
-            folder.mkdir(parents=True, exist_ok=True)
-            feed = Feed(root, run.name, run_params(config) | _data_params(root, run, card), folder, training, say)
-            feed.start()
-        bar = tqdm(
-            total=round(run.recipe.kimg * 1000),
-            unit="images",
-            unit_scale=True,
-            desc=f"train {run.name}",
-            disable=None if ranks.is_writer else True,
+    return Training(run, card, own, config, identity, here)
+
+
+def _train_once(
+    training: Training,
+    params: Params,
+    root: Path,
+    ranks: Ranks,
+    folder: Path,
+    target: Path,
+    say: Callable[[str], None],
+    group: Path | None = None,
+) -> None:
+    """Train a run of one seed.
+
+    Args:
+        training: of it.
+        params: of the project.
+        root: the workspace.
+        ranks: that train it.
+        folder: of its checkpoints; they stay there.
+        target: folder of its model.
+        say: tells the person.
+        group: the folder of the checkpoints of all seeds, if there are others.
+    """
+    run, identity, here, config = training.run, training.identity, training.environment, training.config
+    found = ranks.by_writer(lambda: _plain(take_up(folder, identity, here, say)))
+    checkpoint = None if found is None else Checkpoint(**found)
+    if checkpoint is not None:
+        torch.set_num_threads(checkpoint.threads)  # sums over another number of threads round differently
+        say(f"going on from {checkpoint.position['images'] / 1000:g} kimg")
+    config = config.model_copy(update={"threads": torch.get_num_threads()})
+    method, data = _method(run, ranks), _images(run, params, root, ranks)
+    validation = None
+    if data.held_out is not None:
+        from atelier.training.validation import Validation
+
+        sampler = lambda: Sampler(method.sampling_network(), config)  # noqa: E731
+        validation = Validation(run.recipe, data.split, data.held_out, sampler, method.ema, ranks, say)
+    feed = None
+    if ranks.is_writer:
+        folder.mkdir(parents=True, exist_ok=True)
+        values = run_params(config) | _data_params(root, run, training.card)
+        feed = Feed(root, run.name, values, folder, training.digest, say, group)
+        feed.start()
+    bar = tqdm(
+        total=round(run.recipe.kimg * 1000),
+        unit="images",
+        unit_scale=True,
+        desc=f"train {run.name}",
+        disable=None if ranks.is_writer else True,
+    )
+    status = "FAILED"
+    try:
+        train_loop(
+            method,
+            data,
+            folder,
+            ranks,
+            start_from=checkpoint,
+            identity=identity,
+            environment=here,
+            kimg=run.recipe.kimg,
+            batch=run.recipe.batch,
+            settings=params.train,
+            validation=validation,
+            draw_picture=lambda path: draw_picture(method, config, path),
+            progress=_progress(bar, run, say),
+            say=say,
         )
-        status = "FAILED"
-        try:
-            train_loop(
-                method,
-                data,
-                folder,
-                ranks,
-                start_from=checkpoint,
-                identity=identity,
-                environment=here,
-                kimg=run.recipe.kimg,
-                batch=run.recipe.batch,
-                settings=params.train,
-                draw_picture=lambda path: draw_picture(method, config, path),
-                progress=_progress(bar, run, say),
-                say=say,
-            )
-            if ranks.is_writer:
-                method.finish(lambda: data.in_order(500))
-                publish_model(method, config, own, folder, model)
-            status = "FINISHED"
-        except Terminated:
-            status = "KILLED"
-            raise
-        except OSError as error:
-            raise AtelierError(
-                f"{error.filename or folder}: {error.strerror or error}; {checkpoints.last_good(folder)}"
-            ) from None
-        finally:
-            bar.close()
-            if feed is not None:
-                feed.end(status, MLFLOW_WAIT_SECONDS if status == "FINISHED" else MLFLOW_PATIENCE_SECONDS)
-        if not ranks.is_writer:
-            return None
-        publish_record(folder, root, run.name)
-        write_atomic(_end_file(root, run.name), _end(root, run.name, training))
-        remove_folder(folder)
-        return model
+        if ranks.is_writer:
+            if validation is not None:
+                validation.restore_best()
+            method.finish(lambda: data.in_order(500))
+            if validation is not None:
+                config = config.model_copy(update={"snapshot": validation.result()})
+            publish_model(method, config, training.own, folder, target)
+        status = "FINISHED"
+    except Terminated:
+        status = "KILLED"
+        raise
+    except OSError as error:
+        raise AtelierError(
+            f"{error.filename or folder}: {error.strerror or error}; {checkpoints.last_good(folder)}"
+        ) from None
+    finally:
+        bar.close()
+        if feed is not None:
+            patience = MLFLOW_WAIT_SECONDS if status == "FINISHED" else MLFLOW_PATIENCE_SECONDS
+            feed.end(status, patience, run_params(config))
+    if ranks.is_writer:
+        publish_record(folder, root, run.name, target)
 
 
 def _end_file(root: Path, run: str) -> Path:
@@ -186,15 +272,18 @@ def _method(run: Run, ranks: Ranks) -> Method:
 
 
 def _images(run: Run, params: Params, root: Path, ranks: Ranks) -> TrainingImages:
-    data = ranks.together(
-        lambda: TrainingImages(
-            open_split(root, run.dataset, "train"),
+    def load() -> TrainingImages:
+        split, validation = open_split(root, run.dataset, "train"), run.recipe.validation
+        return TrainingImages(
+            split,
             run.entry.data_range == "symmetric",
             run.recipe.seed,
             ranks.device,
             params.train.resident_mb << 20,
+            None if validation is None else validation_places(split.images, validation.share),
         )
-    )
+
+    data = ranks.together(load)
     if not run.shape.classes:
         data.labels = None
     return data
