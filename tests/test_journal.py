@@ -51,4 +51,4 @@ def test_a_record_of_times_larger_than_memory_is_not_published(tmp_path: Path) -
     with (folder / "timing.jsonl").open("wb") as file:
         file.truncate(1 << 42)
     with pytest.raises(AtelierError, match=r"timing\.jsonl: damaged, larger than 256 MB; remove it"):
-        publish_record(folder, tmp_path, "gan")
+        publish_record(folder, tmp_path, "gan", weights.parent)

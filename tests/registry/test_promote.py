@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 from mlflow import MlflowClient
 from registries import add_version, assert_one_champion, promote_at_once, report
 
@@ -322,6 +325,56 @@ def test_the_gate_against_the_champion(candidate: Report, against: Report, passe
     (gate,) = judge(*(Judged(each.metrics, each) for each in (candidate, against)), Promote())
     assert gate.passed == passed
     assert gate.found.startswith(found)
+
+
+def of_seeds(*means: float) -> Report:
+    """A report of a training for each mean."""
+    estimate = {
+        "mean": statistics.mean(means),
+        "deviation": statistics.stdev(means),
+        "draws": [*means, *means],
+        "trainings": [*means],
+        "draws_deviation": 0.0,
+    }
+    return Report.model_validate(report(1.0).model_dump() | {"metrics": {"fd_classifier": estimate}})
+
+
+def test_between_seeds_better_is_welchs_test() -> None:
+    ours, theirs = (0.70, 0.74, 0.66, 0.72), (0.84, 0.72, 0.77)
+    expected = scipy.stats.ttest_ind(theirs, ours, equal_var=False, alternative="greater").pvalue
+    for settings, passed in ((Promote(), expected <= 0.05), (Promote(error_rate=0.01), False)):
+        candidate, champion = of_seeds(*ours), of_seeds(*theirs)
+        (gate,) = judge(Judged(candidate.metrics, candidate), Judged(champion.metrics, champion), settings)
+        assert gate.passed == passed
+        assert gate.found.startswith(f"0.705 ± 0.034 of 4 trainings, by chance in {expected:.2g}")
+        assert gate.rule == (
+            f"better than 0.7767 ± 0.06 of 3 trainings with an error rate of at most {settings.error_rate:g}"
+        )
+
+
+def test_where_seeds_are_too_few_the_gate_says_how_many_decide() -> None:
+    ours, theirs = of_seeds(0.7, 0.8), of_seeds(0.8, 0.9)
+    (gate,) = judge(Judged(ours.metrics, ours), Judged(theirs.metrics, theirs), Promote())
+    assert not gate.passed
+    assert gate.found.endswith("; such a gain needs 4 seeds each to decide")
+    (gate,) = judge(Judged(theirs.metrics, theirs), Judged(ours.metrics, ours), Promote())
+    assert "needs" not in gate.found, "it is worse, and no number of seeds makes it better"
+
+
+def test_what_is_no_better_passes_as_rarely_as_the_error_rate_says() -> None:
+    generator, passed = np.random.default_rng(0), 0
+    for _ in range(1000):
+        ours, theirs = (of_seeds(*generator.normal(1, spread, 4).tolist()) for spread in (0.1, 0.3))
+        (gate,) = judge(Judged(ours.metrics, ours), Judged(theirs.metrics, theirs), Promote())
+        passed += gate.passed
+    assert 20 < passed < 80
+
+
+def test_of_one_training_it_says_that_luck_is_not_excluded() -> None:
+    for ours, theirs in ((report(1.0), report(2.0)), (of_seeds(1.0, 1.1), report(2.0))):
+        (gate,) = judge(Judged(ours.metrics, ours), Judged(theirs.metrics, theirs), Promote())
+        assert gate.passed
+        assert gate.rule.endswith("; of one training, so luck is not excluded")
 
 
 def test_thresholds_name_what_is_not_measured() -> None:

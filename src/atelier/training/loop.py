@@ -70,7 +70,7 @@ def train_loop(
     kimg: float,
     batch: int,  # over all ranks
     settings: Train,
-    validation: Validation | None,
+    validation: Validation | None = None,
     draw_picture: Callable[[Path], None],
     progress: Callable[[int, float], None],  # told images seen and images a second, once a tick
     say: Callable[[str], None],
