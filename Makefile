@@ -41,7 +41,7 @@ UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --g
 	--custom-compile-command "make lock"
 lock: setup
 	pip install --quiet uv
-	$(UV_COMPILE) --extra kubeflow --extra kaggle --extra postgres --output-file requirements.lock
+	$(UV_COMPILE) --extra kubeflow --extra kaggle --extra postgres --extra search --output-file requirements.lock
 	$(UV_COMPILE) --extra dev --extra all --constraint requirements.lock --output-file requirements-dev.lock
 
 # the image of this commit; VARIANT=cpu for machines without a GPU

@@ -10,6 +10,7 @@ EXTRAS = {
     "kubeflow": ("kfp", "kubernetes", "cronsim", "docker"),
     "kaggle": ("kagglehub",),
     "postgres": ("psycopg2",),
+    "search": ("optuna",),
 }
 
 

@@ -65,6 +65,18 @@ def end_with(parent: int) -> Callable[[], None]:
     return arrange
 
 
+def share_of_machine(jobs: int, cards: Sequence[str] = (), slot: int = 0) -> dict[str, str]:
+    """This process's environment for one of `jobs` children that run at the same time.
+
+    It says how many threads a child has, where nobody has said it, and which of the cards is its own; and commands
+    beside this Python are found by it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    card = {"CUDA_VISIBLE_DEVICES": cards[slot % len(cards)]} if cards else {}
+    return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ | {"PATH": path} | card
+
+
 def run(
     command: Sequence[str],
     *,

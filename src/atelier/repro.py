@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import AtelierError, InputError, Terminated
-from atelier.processes import end_with
+from atelier.processes import end_with, share_of_machine
 
 
 def repro(
@@ -154,7 +154,7 @@ class _Running:
     async def _run(self, name: str) -> None:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "atelier.repro", name),
-            env=self._environment(self.slots[name]),
+            env=share_of_machine(self.jobs, self.cards, self.slots[name]),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for this process, which hands it on
@@ -169,13 +169,6 @@ class _Running:
         (self.failed if code else self.ran).append(name)
         if not code:
             self.done.add(name)
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # the stages' command is the one beside this Python
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        own = {"CUDA_VISIBLE_DEVICES": self.cards[slot % len(self.cards)]} if self.cards else {}
-        return {"OMP_NUM_THREADS": str(max(1, cores // self.jobs))} | os.environ | {"PATH": path} | own
 
     def _stop(self, number: int) -> None:
         self.signal = number

@@ -15,7 +15,7 @@ from atelier import __version__
 from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample, whence
-from atelier.cli.runs import runs, status, watch
+from atelier.cli.runs import runs, search, status, watch
 from atelier.cli.workspace import demo, docs, init, repro
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
@@ -181,6 +181,7 @@ for command in (
     history,
     reproduce,
     runs,
+    search,
     status,
     watch,
     pipeline,

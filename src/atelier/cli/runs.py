@@ -86,6 +86,30 @@ def close(hours: float | None, root: Path) -> None:
 
 
 @click.command()
+@click.argument("name")
+@click.option("--show", "is_shown", is_flag=True, help="Train nothing; print what there is.")
+@click.option("--adopt", "is_adopted", is_flag=True, help="Write the best settings into the run in params.yaml.")
+@with_params
+def search(name: str, is_shown: bool, is_adopted: bool, params: Params, root: Path) -> None:
+    """Try settings of a run, as the section 'search' of params.yaml defines it, and print the trials, the best first.
+
+    A search that was stopped goes on with the same command.
+    """
+    from atelier import search as searching
+
+    is_read = is_shown or is_adopted
+    study = searching.open_study(name, params, root) if is_read else searching.search(name, params, root, say)
+    keys = list(params.search_of(name).keys)
+    for line in aligned(searching.table(study, keys)):
+        show(line)
+    best = searching.best_of(study, name)
+    for key, share in searching.importances(study).items():
+        show(f"importance of {key}: {share:.0%}")
+    settings = searching.adopt(study, name, params, root / "params.yaml") if is_adopted else best.params
+    show(f"{params.search_of(name).run}: {json.dumps(params.runs[params.search_of(name).run] | settings)}")
+
+
+@click.command()
 @with_params
 def status(params: Params, root: Path) -> None:
     """Show the stages that run in this workspace now, and how far each training is."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
 from atelier.config.reading import apply_override, convert, nearest, read_yaml
@@ -111,6 +111,52 @@ class Compare(Section):
     title: str = "GAN and VAE, side by side"
 
 
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Range(Checked):
+    """What a key may be: one of the values of a list, or a number between two bounds, which are included.
+
+    Numbers are evenly likely by `linear`, by their logarithm in `log`, and whole in `integers`.
+    """
+
+    values: list[Any] | None = None
+    linear: Bounds | None = None
+    log: Bounds | None = None
+    integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_of_values(cls, given: Any) -> Any:
+        return {"values": given} if isinstance(given, list) else given
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = [(name, value) for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError("give a list of values, or one of linear, log and integers")
+        name, value = given[0]
+        if not value or (name != "values" and value[0] >= value[1]) or (name == "log" and value[0] <= 0):
+            raise ValueError(f"{name}: cannot be {value!r}; the lower bound comes first")
+        return self
+
+    @property
+    def ends(self) -> list[Any]:
+        """Values that all others lie between, or all of them."""
+        return next(value for _, value in self if value is not None)
+
+
+class Search(Checked):
+    """Trials of a run's settings, compared by the validation images: `atelier search`."""
+
+    run: str  # whose entry is varied
+    keys: Annotated[dict[str, Range], Field(min_length=1)]  # of its recipe → what each may be
+    trials: Count = 24
+    kimg: Positive | None = None  # of each trial; the run's if left out
+    parallel: Count = 2  # trials at a time; proposals depend on it
+    seed: Seed = 0
+
+
 class RunEntry(Checked):
     """An entry of `runs`: a data set and a model; whatever else it sets is checked against that model's recipe."""
 
@@ -160,6 +206,7 @@ class Params(Section):
     register_: Register = Field(default=Register(), alias="register")
     promote: Promote = Promote()
     compare: Compare = Compare()
+    search: dict[str, Search] = {}
 
     _resolved: dict[str, Run] = PrivateAttr(default_factory=dict)
 
@@ -172,6 +219,16 @@ class Params(Section):
         if name not in self._resolved:
             raise InputError(f"params.yaml: runs has no '{name}'{nearest(name, self.runs)}")
         return self._resolved[name]
+
+    def search_of(self, name: str) -> Search:
+        """A search.
+
+        Raises:
+            InputError: if there is none of this name.
+        """
+        if name not in self.search:
+            raise InputError(f"params.yaml: search has no '{name}'{nearest(name, self.search)}")
+        return self.search[name]
 
     def dataset(self, name: str) -> DatasetInfo:
         """A data set that is published or in `prepare.sets`, whether or not `datasets` lists it.
@@ -235,7 +292,27 @@ def load_params(file: Path, overrides: Iterable[str] = (), root: Path | None = N
         if run.dataset not in params.datasets:
             raise InputError(f"{file.name}: runs.{name}.dataset: '{run.dataset}' is not in datasets; add it there")
         params._resolved[name] = run
+    for name, search in params.search.items():
+        _check_search(name, search, params, root or file.parent, file.name)
     return params
+
+
+def _check_search(name: str, search: Search, params: Params, root: Path, file: str) -> None:
+    """Refuse what a trial would be refused for."""
+    where = f"{file}: search.{name}"
+    if not _is_name(name):
+        raise InputError(f"{where}: a search's name may hold letters, digits, '-' and '_' only")
+    if search.run not in params.runs:
+        raise InputError(f"{where}.run: runs has no '{search.run}'{nearest(search.run, params.runs)}")
+    recipe = type(params.run(search.run).recipe)
+    for key, values in search.keys.items():
+        if key not in recipe.model_fields:
+            raise InputError(f"{where}.keys: unknown key '{key}'{nearest(key, recipe.model_fields)}")
+        if key in ("kimg", "seed", "seeds", "validation"):
+            raise InputError(f"{where}.keys.{key}: is the same for all trials; leave it out")
+        for value in values.ends:
+            entry = params.runs[search.run] | {key: value}
+            _resolve(search.run, entry, params.prepare.sets, root, f"{where}.keys.{key}: {value!r}: {file}")
 
 
 def _is_name(name: str) -> bool:

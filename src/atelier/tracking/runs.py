@@ -138,6 +138,12 @@ def log_new_params(
         mlflow_client.log_batch(run_id, params=new)
 
 
+def log_picture(root: Path, run_id: str, file: Path) -> None:
+    """Show a picture in a run."""
+    with mlflow_errors(root):
+        client(root).log_artifact(run_id, str(file), "pictures")
+
+
 def experiment_id(mlflow_client: MlflowClient, root: Path) -> str:
     """The experiment that all runs are in, made if there is none.
 
