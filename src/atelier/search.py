@@ -140,8 +140,8 @@ class _Searching:
 
     async def to_the_end(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
+        for told in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(told, self._stop, told)
         ended = {_number(trial) for trial in self.study.trials}
         waiting = [number for number in range(self.definition.trials) if number not in ended]
         tasks = dict[int, asyncio.Task[None]]()
@@ -207,11 +207,12 @@ class _Searching:
         if code == InputError.exit_code:
             self.refused = f"search.{self.name}: trial {number} was refused: {_last_line(log)}"
             return
-        state, value = TrialState.FAIL, None
+        state, value, told = TrialState.FAIL, None, f"failed: {_last_line(log)}"
         if is_pruned:
-            state, value = TrialState.PRUNED, values[max(values)]
+            state, value, told = TrialState.PRUNED, values[max(values)], f"cut at {max(values) / 1000:g} kimg"
         elif code == 0:
             state, value = TrialState.COMPLETE, self._published(run)
+            told = f"{value:.4g}"
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=state,
@@ -223,11 +224,7 @@ class _Searching:
             )
         )
         remove_folder(self.root / "checkpoints" / run)
-        told = {
-            TrialState.COMPLETE: f"{value:.4g}",
-            TrialState.PRUNED: f"cut at {max(values, default=0) / 1000:g} kimg",
-        }
-        self.say(f"trial {number}: {told.get(state) or f'failed: {_last_line(log)}'}, {_words(settings)}")
+        self.say(f"trial {number}: {told}, {_words(settings)}")
 
     def _published(self, run: str) -> float:
         """The validation distance of a trained trial, whose last picture goes to MLflow."""
@@ -279,7 +276,7 @@ def adopt(study: optuna.Study, name: str, params: Params, file: Path) -> dict[st
     content = yaml.load(file.read_text(encoding="utf-8"))
     content["runs"][params.search_of(name).run].update(best.params)
     write_atomic(file, _dumped(yaml, content))
-    return best.params
+    return dict(best.params)
 
 
 def best_of(study: optuna.Study, name: str) -> optuna.trial.FrozenTrial:
