@@ -163,7 +163,10 @@ def assert_runs_of_mlflow(root: Path) -> None:
         ("{run: gan, keys: {widht: [4]}}", "search.a.keys: unknown key 'widht'; did you mean 'width'?"),
         ("{run: gan, keys: {kimg: [4]}}", "search.a.keys.kimg: is the same for all trials; leave it out"),
         ("{run: gan, keys: {width: [4, -1]}}", "search.a.keys.width: -1: "),
-        ("{run: gan, keys: {width: {log: [4, 2]}}}", "search.a.keys.width: log: cannot be [4.0, 2.0]; the lower bound comes first"),
+        (
+            "{run: gan, keys: {width: {log: [4, 2]}}}",
+            "search.a.keys.width: log: cannot be [4.0, 2.0]; the lower bound comes first",
+        ),
         ("{run: gan, keys: {}}", "search.a.keys: expected at least 1"),
     ],
 )
