@@ -243,7 +243,9 @@ def run_node(run: str, root: Path) -> None:
         if failure is None:
             return
         if not child.stopped and LOST_RANK not in failure.line:
-            newest = max(map(str, (root / "checkpoints" / run).rglob("*.checkpoint")), default="")
+            folder = root / "checkpoints" / run
+            # of several seeds each has a folder
+            newest = max((path.relative_to(folder).as_posix() for path in folder.rglob("*.checkpoint")), default="")
             host = socket.gethostname()
             write_json(
                 root / FAILURES / f"{host}-{time.time_ns()}.json", {"host": host, "newest": newest, **failure._asdict()}

@@ -27,7 +27,7 @@ class LinearVae:
         self.precision = 1 + 2 / VARIANCE
         self.excess = excess
 
-    def inputs(self, images: Any, labels: Any) -> tuple[Tensor, None]:
+    def inputs(self, images: Any, labels: Any, generator: Any) -> tuple[Tensor, None]:
         return torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255, None
 
     def encoder(self, pixels: Tensor, labels: None) -> tuple[Tensor, Tensor]:

@@ -336,7 +336,7 @@ def of_seeds(*means: float) -> Report:
         "trainings": [*means],
         "draws_deviation": 0.0,
     }
-    return Report.model_validate(report(1.0).model_dump() | {"metrics": {"fd_classifier": estimate}})
+    return Report.model_validate(report(1.0).model_dump() | {"fd_classifier": estimate})
 
 
 def test_between_seeds_better_is_welchs_test() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from atelier.models import MODELS, ImageShape, build_networks
@@ -33,7 +34,12 @@ def weights(vae: Vae) -> Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"likelihood": "gaussian", "mirror": True}, {"divergence": "sampled", "binarise": True}],
+    [
+        {},
+        {"likelihood": "gaussian", "mirror": True},
+        {"divergence": "sampled", "binarise": True},
+        {"dynamic_binarisation": True},
+    ],
     ids=str,
 )
 def test_a_vae_goes_on_bit_for_bit_from_a_state(changes: dict[str, Any]) -> None:
@@ -96,6 +102,19 @@ def test_binarised_images_are_learned_as_zeros_and_ones() -> None:
     vae.step(images(), None)
     assert set(seen[0].unique().tolist()) == {0.0, 1.0}
     assert torch.equal(seen[0] == 1, images() > 0.5)
+
+
+def test_dynamically_binarised_pixels_are_1_as_often_as_they_are_bright() -> None:
+    vae = make(dynamic_binarisation=True, mirror=False)
+    seen: list[Tensor] = []
+    vae.networks["encoder"].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    for _ in range(200):
+        vae.step(images(), None)
+    assert set(seen[0].unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(torch.stack(seen).mean(0), images(), atol=0.2, rtol=0)
+    with pytest.raises(ValidationError, match="dynamic_binarisation: goes with likelihood: bernoulli"):
+        make(dynamic_binarisation=True, binarise=True)
 
 
 def test_the_prior_is_fitted_to_what_the_encoder_was_trained_on() -> None:

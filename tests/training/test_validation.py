@@ -196,16 +196,15 @@ def poison_test_images(root: Path) -> None:
 
 
 @pytest.mark.processes
-def test_kills_and_poisoned_test_images_change_no_byte_of_a_snapshot_or_a_stop(workspace: Path, tmp_path: Path) -> None:
+def test_a_kill_and_poisoned_test_images_change_no_byte_of_a_snapshot_or_a_stop(
+    workspace: Path, tmp_path: Path
+) -> None:
     options = (*BEST, "--set=runs.gan.stop={patience_kimg: 0.6}", "--set=train.checkpoint_seconds=1e-9")
     plain, other = Path(shutil.copytree(workspace, tmp_path / "plain")), tmp_path / "other"
     shutil.copytree(workspace, other)
     poison_test_images(other)
     said = Training(plain, "gan", *options).finish()
-    for number, event in ((signal.SIGKILL, 330), (signal.SIGTERM, 200)):
-        Training(other, "gan", *options, kill=Kill(event, number)).finish(
-            [143 if number == signal.SIGTERM else -number]
-        )
+    Training(other, "gan", *options, kill=Kill(200, signal.SIGKILL)).finish([-signal.SIGKILL])
     Training(other, "gan", *options).finish()
     assert folder_digest(other / "models" / "gan") == folder_digest(plain / "models" / "gan")
 

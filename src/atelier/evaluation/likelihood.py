@@ -3,7 +3,7 @@
 In nats per image, under the prior N(0, I) that it was trained with; a prior that was fitted to the latents afterwards
 draws better samples, but is no part of the bound. Pixels are what training took them for: with `bernoulli`, grey values
 are probabilities, whose likelihoods compare with those of other models on grey values, and not with published ones on
-images of 0 and 1.
+images of 0 and 1: with `dynamic_binarisation` those are drawn, each time anew (Burda et al., 2016).
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class TrainedVae:
         self.encoder = encoder.to(self.device).eval()
         self.decoder: nn.Module = sampler.network.get_submodule("decoder")
         self.likelihood: Any = sampler.network.get_submodule("likelihood")
-        self.binarise: bool = getattr(sampler.config.recipe, "binarise", False)
+        recipe = sampler.config.recipe
+        assert isinstance(recipe, VaeRecipe)
+        self.recipe = recipe
 
     @classmethod
     def load(cls, sampler: Sampler, folder: Path, root: Path) -> TrainedVae | None:
@@ -52,18 +54,20 @@ class TrainedVae:
         load_weights(weights, encoder, f"the encoder of model '{config.model}'")
         return cls(sampler, encoder)
 
-    def inputs(self, images: Images, labels: Labels | None) -> tuple[Tensor, Tensor | None]:
-        """Images uint8 (n, h, w, c) and labels (n,) as the networks take them."""
+    def inputs(self, images: Images, labels: Labels | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Images uint8 (n, h, w, c) and labels (n,) as the networks take them; dynamic binarisation draws from it."""
         pixels = as_input(torch.from_numpy(images).to(self.device))
-        return (
-            (pixels > 0.5).float() if self.binarise else pixels,
-            None if labels is None else torch.from_numpy(labels).to(self.device),
-        )
+        if self.recipe.dynamic_binarisation:
+            pixels = (pixels > torch.rand(pixels.shape, generator=generator, device=self.device)).float()
+        elif self.recipe.binarise:
+            pixels = (pixels > 0.5).float()
+        return pixels, None if labels is None else torch.from_numpy(labels).to(self.device)
 
     @torch.no_grad()
     def encode(self, images: Images, labels: Labels | None) -> Tensor:
         """Posterior means (n, latent)."""
-        mean: Tensor = self.encoder(*self.inputs(images, labels))[0]
+        generator = torch.Generator(self.device).manual_seed(0)
+        mean: Tensor = self.encoder(*self.inputs(images, labels, generator))[0]
         return mean
 
     @torch.no_grad()
@@ -84,7 +88,7 @@ def likelihood_metrics(
         images: uint8 (n, h, w, c).
         labels: (n,), or None for an unconditional model.
         samples: latents per image for the importance weights (Burda et al., 2016, equation 8).
-        seed: of the latents.
+        seed: of the latents, and of the images where training draws them anew each time.
 
     Returns:
         elbo: evidence lower bound, one latent per image.
@@ -95,7 +99,7 @@ def likelihood_metrics(
     elbo, nll, squares = 0.0, 0.0, 0.0
     for start in range(0, len(images), BATCH):
         here = slice(start, start + BATCH)
-        pixels, classes = vae.inputs(images[here].copy(), None if labels is None else labels[here])
+        pixels, classes = vae.inputs(images[here].copy(), None if labels is None else labels[here], generator)
         mean, log_variance = (part.float() for part in vae.encoder(pixels, classes))
         weights = torch.stack(
             [_log_weights(vae, pixels, classes, mean, log_variance, generator) for _ in range(samples)]

@@ -164,10 +164,17 @@ class VaeRecipe(Recipe):
     lr: Positive
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # of a pixel; gaussian: one learned variance for all
     binarise: bool = False  # learn images of 0 and 1, by a threshold of 0.5
+    dynamic_binarisation: bool = False  # learn images of 0 and 1, drawn anew each time: 1 as often as a pixel is bright
     divergence: Literal["closed", "sampled"] = "closed"  # the KL part: its formula, or its value at the drawn latents
     beta: Positive = 1.0  # weight of the KL part
     beta_warmup_kimg: NotNegative = 0.0
     prior_components: CountOrNone = 10  # Gaussians per class, fitted to the latents to draw from; 0: N(0, I)
+
+    @model_validator(mode="after")
+    def _refuse_contradictions_of_vaes(self) -> Self:
+        if self.dynamic_binarisation and (self.binarise or self.likelihood != "bernoulli"):
+            raise ValueError("dynamic_binarisation: goes with likelihood: bernoulli and without binarise; change one")
+        return self
 
     @property
     def noise(self) -> int:

@@ -85,8 +85,9 @@ def _is_committed(root: Path, run: str) -> bool:
 
 def _parameters(params: Params, config: ModelConfig) -> dict[str, Any]:
     """What `atelier reproduce` sets in the params.yaml of the recorded commit, which may have held other values."""
+    recipe = config.recipe.model_dump(exclude_none=True)
     return {
-        "runs": {config.run: {"dataset": config.dataset, "model": config.model} | config.recipe.model_dump()},
+        "runs": {config.run: {"dataset": config.dataset, "model": config.model} | recipe},
         "train": params.train.model_dump(),
         "prepare": params.prepare.model_dump(exclude_none=True),
     }

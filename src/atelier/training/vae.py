@@ -64,6 +64,8 @@ class Vae:
         }
 
     def _binarised(self, images: Tensor) -> Tensor:
+        if self.recipe.dynamic_binarisation:
+            return (images > self.noise.uniform(len(images), *images.shape[1:])).float()
         return (images > 0.5).float() if self.recipe.binarise else images
 
     def schedule(self, kimg: float) -> tuple[float, float, float]:
