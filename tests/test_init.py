@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import atelier.init
 from atelier.cli import main
 from atelier.config import load_params
 from atelier.data.ingest import ingest
@@ -134,3 +136,59 @@ def test_a_demo_runs_the_pipeline_of_a_new_workspace(tmp_path: Path, environment
     assert "pictures would be left out" in result.stderr  # what `prepare` says
     assert "work: dvc repro ended with" in result.stderr.splitlines()[-1]
     assert (tmp_path / "work" / "data" / "raw" / "pets" / "pictures.zip").is_file()
+
+
+def test_an_upgrade_keeps_what_was_changed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later version, by the one line that each version changes and a template that says something else."""
+    work = tmp_path / "work"
+    init(work, "mnist", None, is_git=False)
+    monkeypatch.setattr("sys.argv", ["atelier", "upgrade", str(work)])
+    assert main() is None
+    assert capsys.readouterr().err == f"{work}: is as this version writes it\n"
+
+    templates = tmp_path / "later"
+    shutil.copytree(Path(atelier.init.__file__).parent, templates, ignore=shutil.ignore_patterns("*.py", "docs"))
+    ignored = templates / "templates" / "gitignore.j2"
+    ignored.write_text(ignored.read_text() + "/later\n")
+    monkeypatch.setattr(atelier.init, "PACKAGE", templates)
+    monkeypatch.setattr(atelier, "__version__", "99.0")
+    params, requirements = work / "params.yaml", work / "requirements.txt"
+    params.write_text(params.read_text() + "# ours\n")
+    (work / ".gitignore").write_text("/ours\n" + (work / ".gitignore").read_text())
+    before = folder_digest(work)
+    assert main() is None
+    told = capsys.readouterr()
+    assert "+++ .gitignore\n" in told.out
+    assert "\n+/later\n" in told.out
+    assert "99.0" in told.out
+    assert told.err == f"{work}: would change; --apply writes it\n"
+    assert folder_digest(work) == before
+
+    monkeypatch.setattr("sys.argv", ["atelier", "upgrade", str(work), "--apply"])
+    assert main() is None
+    assert (work / ".gitignore").read_text().startswith("/ours\n")
+    assert (work / ".gitignore").read_text().endswith("/later\n")
+    assert params.read_text().endswith("# ours\n")
+    assert "99.0" in requirements.read_text()
+    capsys.readouterr()
+    assert main() is None
+    assert capsys.readouterr().out == ""
+
+
+def test_an_upgrade_leaves_lines_that_both_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    init(work, "mnist", None, is_git=False)
+    (work / "requirements.txt").write_text("ours\n")
+    monkeypatch.setattr(atelier, "__version__", "99.0")
+    monkeypatch.setattr("sys.argv", ["atelier", "upgrade", str(work), "--apply"])
+    for _ in range(2):  # it is told again, and not taken for done
+        assert main() == 1
+        assert "requirements.txt: changed or removed here and by this version" in capsys.readouterr().err
+    assert (work / "requirements.txt").read_text() == "ours\n"
+    (work / ".atelier.json").unlink()
+    assert main() == 2
+    assert f"{work}/.atelier.json: missing; run 'atelier init' first" in capsys.readouterr().err

@@ -1,27 +1,34 @@
-"""`atelier init`: a workspace that a team commits, from templates: parameters, pipeline, image, CI, cluster."""
+"""`atelier init` and `upgrade`: a workspace that a team commits, from templates: pipeline, image, CI, cluster.
+
+What `init` wrote stands in `.atelier.json` too: a later version merges what it would write now into what became of it.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import atelier
 from atelier.config import CLASSIFIER, LITE0, load_params
 from atelier.config.catalogue import DATASETS
 from atelier.config.reading import nearest
+from atelier.config.records import Record
 from atelier.data.look import look
-from atelier.errors import InputError
+from atelier.errors import AtelierError, InputError
 from atelier.evaluation.metrics import metric_name
 from atelier.extras import DISTRIBUTION
-from atelier.files import LITTER, atomic_directory, files_below, write_atomic
+from atelier.files import LITTER, atomic_directory, files_below, to_json, write_atomic
 from atelier.models import MODELS
-from atelier.processes import run
+from atelier.processes import clean_environment, run
 from atelier.tracking.origin import git
 
 PACKAGE = Path(__file__).parent
@@ -42,6 +49,39 @@ FILES = {
     "requirements.txt": "requirements.txt.j2",
 }
 BOTH_KINDS = ("cgan", "cvae")
+RECORD = ".atelier.json"
+
+
+class Written(Record):
+    """What `init`, or the last `upgrade`, wrote into a workspace, from which values of the templates' places."""
+
+    what: ClassVar = "the record of what 'atelier init' wrote"
+
+    format: Literal[1] = 1
+    values: dict[str, Any]
+    files: dict[str, str]  # by their paths in the workspace
+
+
+@dataclass(frozen=True)
+class Change:
+    """What this version changes in a file of a workspace.
+
+    Attributes:
+        name: of the file.
+        before: what it holds; None if it is not there.
+        after: what it is to hold, with what was changed there since; None if both changed the same lines, or it was
+            removed.
+    """
+
+    name: str
+    before: str | None
+    after: str | None
+
+    @property
+    def diff(self) -> str:
+        """As `diff -u` shows it."""
+        lines = (text.splitlines(keepends=True) for text in (self.before or "", self.after or ""))
+        return "".join(difflib.unified_diff(*lines, self.name, self.name))
 
 
 def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
@@ -59,7 +99,9 @@ def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder")
-    texts = _texts(_values(folder, dataset, [model] if model else BOTH_KINDS, is_git))
+    values = _values(folder, dataset, [model] if model else BOTH_KINDS, is_git)
+    texts = _texts(values)
+    texts[RECORD] = to_json(Written(values=values, files=texts).model_dump())
     if existing := next((name for name in texts if os.path.lexists(folder / name)), None):
         raise InputError(f"{folder / existing}: exists, and nothing is overwritten; give another folder, or move it")
     with tempfile.TemporaryDirectory() as name:
@@ -78,6 +120,55 @@ def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
             for path in written:
                 path.unlink()
             raise
+
+
+def upgrade(folder: Path, *, really: bool) -> list[Change]:
+    """Bring the files of a workspace to what this version would write; returns what changes in each.
+
+    Args:
+        folder: the workspace.
+        really: else nothing is written.
+
+    Raises:
+        InputError: if `atelier init` did not make it.
+        AtelierError: if its record is damaged, or git cannot merge.
+    """
+    written = Written.read(folder / RECORD, "atelier init")
+    now = {"litter": LITTER, "distribution": DISTRIBUTION, "version": atelier.__version__}
+    values = written.values | now
+    texts = _texts(values)
+    changes = list[Change]()
+    for name, text in texts.items():
+        path, base = folder / name, written.files.get(name)
+        before = path.read_text("utf-8") if path.is_file() else None
+        if text in (base, before):
+            continue
+        after = text if base is None and before is None else _merged(before, base or "", text)
+        changes.append(Change(name, before, after))
+    if really:
+        for change in changes:
+            if change.after is not None:
+                write_atomic(folder / change.name, change.after)
+        # a file that could not be merged keeps its base, so that it is shown again
+        left = {change.name: written.files.get(change.name, "") for change in changes if change.after is None}
+        Written(values=values, files=texts | left).write(folder / RECORD)
+    return changes
+
+
+def _merged(ours: str | None, base: str, theirs: str) -> str | None:
+    """What changed from `base` to `theirs`, in `ours`; None if that was changed there too, or removed."""
+    if ours is None:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / part for part in ("ours", "base", "theirs")]
+        for file, text in zip(files, (ours, base, theirs), strict=True):
+            file.write_text(text, encoding="utf-8")
+        # the exit code is the number of conflicts; 255 a failure
+        command = ["git", "merge-file", "--stdout", *map(str, files)]
+        merged = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False)
+    if merged.returncode == 255:
+        raise AtelierError(f"git merge-file: {merged.stderr.strip()}")
+    return None if merged.returncode else merged.stdout
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from atelier.cli.options import aligned, require_root, root_option, say, show, w
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample, whence
 from atelier.cli.runs import runs, search, status, watch
-from atelier.cli.workspace import demo, docs, init, repro
+from atelier.cli.workspace import demo, docs, init, repro, upgrade
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ for command in (
     init,
     demo,
     docs,
+    upgrade,
     repro,
     sample,
     whence,

@@ -64,6 +64,30 @@ def demo(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
 
 
 @click.command()
+@click.argument("folder", type=Path, default=".")
+@click.option("--apply", "is_applied", is_flag=True, help="Write it; else only what would change is shown.")
+def upgrade(folder: Path, is_applied: bool) -> None:
+    """Show what this version would change in the files that 'atelier init' wrote to FOLDER.
+
+    What you changed there stays; a file of which the same lines have changed is named and left as it is.
+    """
+    from atelier.init import upgrade
+
+    require_root(folder)
+    changes = upgrade(folder, really=is_applied)
+    for change in changes:
+        if change.after is not None:
+            print(change.diff, end="")
+    if kept := [change.name for change in changes if change.after is None]:
+        raise AtelierError(
+            f"{', '.join(kept)}: changed or removed here and by this version; see what 'atelier init' writes to a new "
+            "folder, and change them by hand"
+        )
+    done = "is as this version writes it" if is_applied or not changes else "would change; --apply writes it"
+    say(f"{folder}: {done}")
+
+
+@click.command()
 def docs() -> None:
     """Print the folder of the manual."""
     import atelier
