@@ -21,6 +21,8 @@ def test_an_image_depends_on_its_seed_place_and_label_alone(trained: Path, run: 
     assert not (sampler.draw(7, seed=4) == few).all()
     assert not (sampler.draw(7, seed=3, labels=np.full(7, 9)) == few).all()
     assert len(np.unique(many.reshape(230, -1), axis=0)) == 230
+    for first, count in ((17, 1), (99, 2), (100, 130), (205, 25)):
+        assert (sampler.draw(count, seed=3, first=first) == many[first : first + count]).all()
 
 
 def test_labels_go_through_the_classes_or_stay_as_asked(trained: Path) -> None:

@@ -83,8 +83,8 @@ class Sampler:
         shape = self.config.shape
         return shape.height * shape.width * shape.channels
 
-    def labels(self, count: int, label: int | None) -> npt.NDArray[np.int64] | None:
-        """The labels of `count` images: all `label`, or each class in turn; None for an unconditional model."""
+    def labels(self, count: int, label: int | None, first: int = 0) -> npt.NDArray[np.int64] | None:
+        """The labels of `count` images from `first` on: all `label`, or each class in turn; None without classes."""
         if label is not None:
             if not self.class_names:
                 raise InputError(f"model '{self.config.run}' is unconditional; leave the label out")
@@ -92,7 +92,7 @@ class Sampler:
                 raise InputError(f"label {label}: '{self.config.run}' knows 0 to {len(self.class_names) - 1}")
         if not self.class_names:
             return None
-        return np.full(count, label) if label is not None else np.arange(count) % len(self.class_names)
+        return np.full(count, label) if label is not None else np.arange(first, first + count) % len(self.class_names)
 
     def draw(
         self,
@@ -100,13 +100,14 @@ class Sampler:
         seed: int,
         labels: npt.NDArray[np.int64] | None = None,
         truncation: float | None = None,
+        first: int = 0,
     ) -> Images:
-        """Draw `count` images, uint8 (count, h, w, c). Image i of a seed does not depend on `count`.
+        """Draw `count` images, uint8 (count, h, w, c), from `first` on. Image i of a seed depends on neither.
 
         With `truncation`, no component of the noise is larger than that in magnitude: less variety, fewer failures
         (Brock et al., "Large Scale GAN Training", arXiv:1809.11096, section 3.1).
         """
-        return np.concatenate(list(self.stream(count, seed, labels, truncation=truncation)))
+        return np.concatenate(list(self.stream(count, seed, labels, truncation=truncation, first=first)))
 
     def stream(
         self,
@@ -116,25 +117,29 @@ class Sampler:
         rank: int = 0,
         world_size: int = 1,
         truncation: float | None = None,
+        first: int = 0,
     ) -> Iterator[Images]:
-        """`draw` in pieces of `CHUNK`, for more images than fit in memory; of several ranks each takes its turn."""
+        """`draw` in pieces of `CHUNK`, for more images than fit in memory; of several ranks each takes its turn.
+
+        Its labels are those of the images from `first` on. Of the pieces before, only noise is drawn.
+        """
         if truncation is not None and not 0 < truncation <= MAX_TRUNCATION:
             raise InputError(f"truncation {truncation:g}: must be above 0 and at most {MAX_TRUNCATION:g}")
         if labels is None:
-            labels = self.labels(count, None)
-        generator = torch.Generator().manual_seed(seed)
-        for number, start in enumerate(range(0, count, CHUNK)):
+            labels = self.labels(count, None, first)
+        generator, end = torch.Generator().manual_seed(seed), first + count
+        for number, start in enumerate(range(0, end, CHUNK)):
             noise = torch.randn(CHUNK, self.noise, generator=generator)
             if truncation is not None:
                 nn.init.trunc_normal_(noise, a=-truncation, b=truncation, generator=generator)
-            if number % world_size != rank:
+            if number % world_size != rank or start + CHUNK <= first:
                 continue
-            chunk = None
+            begin, chunk = max(first - start, 0), None  # of what is wanted of this piece
             if labels is not None:
                 chunk = torch.zeros(CHUNK, dtype=torch.long)
-                here = labels[start : start + CHUNK]
-                chunk[: len(here)] = torch.from_numpy(here)
-            yield self.render(noise, chunk)[: count - start]
+                here = labels[start + begin - first : start + CHUNK - first]
+                chunk[begin : begin + len(here)] = torch.from_numpy(here)
+            yield self.render(noise, chunk)[begin : end - start]
 
     @torch.no_grad()
     def render(self, noise: Tensor, labels: Tensor | None) -> Images:

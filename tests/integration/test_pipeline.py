@@ -172,7 +172,7 @@ def test_a_parameter_makes_those_stages_stale_that_read_it(
     ("file", "old", "new", "stages"),
     [
         ("registry/lineage.py", "WEIGHTS_TAG =", "# a comment\nWEIGHTS_TAG =", []),
-        ("evaluation/report.html.j2", "<body>", "<body >", ["compare"]),
+        ("evaluation/site/page.html.j2", "<body>", "<body >", ["compare"]),
         ("models/mine.py", "", "def generator():\n    pass\n", []),
     ],
 )

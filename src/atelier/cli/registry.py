@@ -32,6 +32,14 @@ def alias_option(*flags: str) -> Callable[[Callable[..., None]], Callable[..., N
     show_default=True,
     help="The same seed, the same images.",
 )
+@click.option(
+    "--from",
+    "first",
+    type=click.IntRange(min=0, max=10**9),
+    default=0,
+    show_default=True,
+    help="The number of the first: --n 1 --from 17 is image 17 alone.",
+)
 @click.option("--label", type=click.IntRange(min=0), help="One class; each in turn if left out.")
 @click.option("--truncation", type=float, help="Noise no larger than this: less variety, fewer failures.")
 @click.option(
@@ -41,7 +49,9 @@ def alias_option(*flags: str) -> Callable[[Callable[..., None]], Callable[..., N
     help="FILE.npz (images uint8 (n, h, w, c), labels) or FILE.png (a grid).",
 )
 @root_option
-def sample(model: str, n: int, seed: int, label: int | None, truncation: float | None, out: Path, root: Path) -> None:
+def sample(
+    model: str, n: int, seed: int, first: int, label: int | None, truncation: float | None, out: Path, root: Path
+) -> None:
     """Draw images from MODEL: models:/NAME/VERSION, models:/NAME@ALIAS, or a folder such as models/RUN."""
     if out.suffix not in (".npz", ".png"):
         raise InputError(f"--out {out}: must end in .npz or .png")
@@ -50,7 +60,7 @@ def sample(model: str, n: int, seed: int, label: int | None, truncation: float |
     require_root(root)
     from atelier.registry.sample import sample
 
-    print(sample(model, n, seed, label, out, root, truncation))
+    print(sample(model, n, seed, label, out, root, truncation, first))
 
 
 @click.command()

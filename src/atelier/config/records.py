@@ -31,6 +31,7 @@ from atelier.models import MODELS, DataRange, ImageShape
 from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Recipe, Seed, VaeRecipe
 
 LIMIT_BYTES = 64 << 20  # no honest record is larger
+COPY = 0.1  # of the distance of test images to their nearest training images: what is nearer is called a copy
 FLOOR = "floor_"  # before a metric's name: what real training images get in place of fakes
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, '-' and '_'")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
@@ -308,6 +309,55 @@ class Report(Record):
         return self.metrics.get(FLOOR + metric)
 
 
+Place = tuple[float, float]  # on the map of a gallery, in standard deviations of the real images along the first axis
+
+
+class Drawn(Checked):
+    """A sample that a report shows: image `index` of the seed, of the class that it was asked for."""
+
+    index: CountOrNone
+    asked: CountOrNone | None
+    recognised: CountOrNone | None  # by the classifier
+    place: Place | None
+    nearest: list[CountOrNone]  # training images, the nearest first
+    distances: list[NotNegative]  # to them: root mean square over pixels in [0, 1]
+
+
+class Shown(Checked):
+    """A real test image that a report shows."""
+
+    label: CountOrNone | None
+    place: Place | None
+
+
+class Gallery(Record):
+    """`gallery.json` of a report: what is known of each image in the sheets beside it.
+
+    Sheets are rows of `columns` images without gaps, in the order of `drawn` and of `real`; of the nearest training
+    images in that of `drawn`, as many for each.
+    """
+
+    what: ClassVar = "the gallery of a report"
+
+    format: Literal[1] = 1
+    columns: Count
+    seed: Seed  # of the draw
+    drawn: Annotated[list[Drawn], Field(min_length=1)]
+    real: Annotated[list[Shown], Field(min_length=1)]
+    nearest_of_test: NotNegative | None  # median distance of a test image to its nearest training image
+    explained: list[NotNegative]  # shares of the variance of the real images' features along the axes of the map
+
+    @model_validator(mode="after")
+    def _has_as_many_neighbours(self) -> Self:
+        if len({len(one.nearest) for one in self.drawn} | {len(one.distances) for one in self.drawn}) != 1:
+            raise ValueError("its images have not the same number of neighbours")
+        return self
+
+    def is_copy(self, one: Drawn) -> bool:
+        """Whether a sample is as near to a training image as hardly a test image is."""
+        return bool(one.distances) and one.distances[0] < COPY * (self.nearest_of_test or 0)
+
+
 class ExtractorRecord(Checked):
     """The real test images in one extractor."""
 
@@ -354,6 +404,8 @@ class VersionRecord(Registration):
     version: Count
     uri: str
     run_id: str  # of MLflow
+    commit: str | None = None  # of git, when it was registered
+    clean: bool | None = None  # whether nothing was changed since
 
 
 def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:

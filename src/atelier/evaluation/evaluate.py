@@ -24,12 +24,14 @@ from atelier.evaluation.evaluator import (
     over_draws,
     over_trainings,
 )
+from atelier.evaluation.gallery import write_gallery
 from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.metrics import cautions, metric_name
-from atelier.evaluation.neighbours import Nearest, nearest_training_images
+from atelier.evaluation.neighbours import nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
 from atelier.evaluation.report_files import ByClass, write_curves, write_pictures
 from atelier.files import atomic_directory, hold
+from atelier.mark import Mark
 from atelier.pictures import SHEET_ROWS, SHEETS, Images, Labels, load_sheets
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
@@ -75,7 +77,7 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
         test = PreparedSplit(test.images, None)
 
     estimates, classes = list[dict[str, Estimate]](), ByClass(sampler.class_names, asked)
-    neighbours: tuple[Images, Images, Nearest] | None = None  # of the first draw
+    first: Sample | None = None  # draw
     # of several seeds, each is judged; what is shown is of the one that is the model
     for folder in trainings(model_folder):
         one, metrics = Sampler.load(folder, root), list[dict[str, float]]()
@@ -89,11 +91,10 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
             metrics.append(sample.metrics())
             if is_model:
                 classes.add(sample)
-                if number == 0 and sample.nearest is not None:
-                    neighbours = sample.images[: settings.memorisation_samples], train.images, sample.nearest
+                first = first or sample
         if ranks.is_writer:
             estimates.append(over_draws(metrics))
-    if not ranks.is_writer:
+    if first is None:
         return None
 
     report = Report(
@@ -106,7 +107,9 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
         report.write(folder / "metrics.json")
         write_curves(folder, model_folder / "journal.jsonl", sheets, reference.reals[0])
         classes.write(folder)
+        neighbours = (first.images, train.images, first.nearest) if first.nearest is not None else None
         write_pictures(folder, sheets, sampler, settings.seed, vae, test, neighbours)
+        write_gallery(folder, first, test, train.images, Mark.of(config, seed=settings.seed))
     for real in reference.reals:
         metric = metric_name("fd", real.extractor.name)
         distance, floor = report.metrics[metric], report.floor(metric)

@@ -95,10 +95,14 @@ class Features:
         return self._kernel.distance()
 
     @cached_property
+    def kept(self) -> Tensor:
+        """The features of the first images (n, d), of as many as `manifold_samples` says or real images have them."""
+        return torch.cat(self._kept)[: self._manifold_samples] if self._kept else torch.empty(0, 0)
+
+    @cached_property
     def manifold(self) -> dict[str, float]:
         """Precision, recall, density and coverage."""
-        count = min(self._manifold_samples, self._kept_count)
-        return manifold_metrics(self.real.features[:count], torch.cat(self._kept)[:count])
+        return manifold_metrics(self.real.features[: len(self.kept)], self.kept)
 
     @cached_property
     def recognised(self) -> Labels:

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 LOW, HIGH = -math.inf, math.inf
 # labels: real ones or those asked for; classifier: features that name classes; model: drawn by one; vae: by such a one
 Need = Literal["labels", "classifier", "model", "vae"]
+# what a metric is about, in the order in which a reader asks, and what its values say together
+GROUPS = {
+    "distance": "How far the samples as a whole are from the real images.",
+    "coverage": "Whether each sample looks real, and whether everything real is drawn.",
+    "labels": "Whether the class that was asked for is drawn.",
+    "copies": "Whether samples repeat training images.",
+    "likelihood": "How well a VAE explains images that it has not seen.",
+    "own": "Metrics of your own.",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Metric:
         inception: its published name in Inception's features, if it has one.
         needs: what a sample must have, else it is left out.
         parameters: of `evaluate` that it depends on: values with others do not compare; where one is 0 it is left out.
+        group: of `GROUPS`, that the page shows it in.
     """
 
     kind: str
@@ -52,6 +62,7 @@ class Metric:
     inception: str = ""
     needs: tuple[Need, ...] = ()
     parameters: tuple[str, ...] = ()
+    group: str = "own"
 
     def name(self, extractor: str) -> str:
         """What its value with this extractor is called."""
@@ -98,14 +109,15 @@ def nearest_train_ratio(sample: Sample, features: Features) -> float | None:
 def _of_manifold(kind: str, best: float, explanation: str) -> Metric:
     """A share of fakes or reals, by balls to their 5th neighbours."""
     measure: Measure = lambda sample, features: features.manifold[kind]  # noqa: E731
-    return Metric(kind, kind, best, explanation, measure, in_features=True, parameters=("manifold_samples",))
+    parameters = ("manifold_samples",)
+    return Metric(kind, kind, best, explanation, measure, in_features=True, parameters=parameters, group="coverage")
 
 
 def _of_likelihood(kind: str, title: str, best: float, explanation: str) -> Metric:
     """How well a VAE explains test images."""
     parameters = ("likelihood_images", "likelihood_samples")
     measure: Measure = lambda sample, features: sample.likelihood[kind]  # noqa: E731
-    return Metric(kind, title, best, explanation, measure, needs=("vae",), parameters=parameters)
+    return Metric(kind, title, best, explanation, measure, needs=("vae",), parameters=parameters, group="likelihood")
 
 
 _ROWS = (
@@ -118,6 +130,7 @@ _ROWS = (
         lambda sample, features: features.distances[0],
         in_features=True,
         inception="fid",
+        group="distance",
     ),
     Metric(
         "fd_infinity",
@@ -127,6 +140,7 @@ _ROWS = (
         lambda sample, features: features.distances[1],
         in_features=True,
         inception="fid_infinity",
+        group="distance",
     ),
     Metric(
         "kid",
@@ -136,6 +150,7 @@ _ROWS = (
         lambda sample, features: features.kernel_distance,
         in_features=True,
         inception="kid",
+        group="distance",
     ),
     _of_manifold(
         "precision", HIGH, "share of fakes among reals, in balls to the 5th neighbour (Kynkäänniemi et al., 2019)"
@@ -157,6 +172,7 @@ _ROWS = (
         lambda sample, features: features.mean_class_distance,
         in_features=True,
         needs=("labels", "classifier"),
+        group="distance",
     ),
     Metric(
         "label_agreement",
@@ -165,6 +181,7 @@ _ROWS = (
         "how often the classifier sees the class that was asked for",
         label_agreement,
         needs=("labels", "classifier", "model"),
+        group="labels",
     ),
     Metric(
         "accuracy_score",
@@ -175,6 +192,7 @@ _ROWS = (
         accuracy_score,
         needs=("labels",),
         parameters=("accuracy_kimg",),
+        group="labels",
     ),
     Metric(
         "nearest_train_ratio",
@@ -185,6 +203,7 @@ _ROWS = (
         nearest_train_ratio,
         needs=("model",),
         parameters=("memorisation_samples",),
+        group="copies",
     ),
     _of_likelihood("elbo", "evidence lower bound", HIGH, "of test images, nats per image, one latent each"),
     _of_likelihood(

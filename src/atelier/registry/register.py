@@ -19,6 +19,8 @@ from atelier.errors import AtelierError, InputError
 from atelier.files import digest, folder_digest, hold
 from atelier.journal import record_folder
 from atelier.registry.lineage import (
+    CLEAN_TAG,
+    COMMIT_TAG,
     ONNX_TAG,
     PACKAGE_TAG,
     REPORT_TAG,
@@ -92,8 +94,14 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     registration = Registration(
         name=name, code_sha256=config.code_sha256, weights_sha256=weights_sha256, report_sha256=report_sha256
     )
-    here = {"version": int(version.version), "uri": uri_of(version), "run_id": version.run_id}
-    VersionRecord(**dict(registration), **here).write(record / "version.json")
+    VersionRecord(
+        **dict(registration),
+        version=int(version.version),
+        uri=uri_of(version),
+        run_id=version.run_id,
+        commit=version.tags.get(COMMIT_TAG),
+        clean=version.tags.get(CLEAN_TAG) == "true" if CLEAN_TAG in version.tags else None,
+    ).write(record / "version.json")
     registration.write(path)
     say(f"registered {uri_of(version)}")
     return path

@@ -23,9 +23,18 @@ MOST_IN_A_GRID = 10_000
 
 
 def sample(
-    model: str, count: int, seed: int, label: int | None, out: Path, root: Path, truncation: float | None = None
+    model: str,
+    count: int,
+    seed: int,
+    label: int | None,
+    out: Path,
+    root: Path,
+    truncation: float | None = None,
+    first: int = 0,
 ) -> Path:
-    """Draw `count` images into FILE.npz (arrays `images` uint8 (n, h, w, c) and `labels`, -1 without) or a PNG grid.
+    """Draw `count` images of a seed from number `first` on, to FILE.npz or a PNG grid.
+
+    The arrays of FILE.npz are `images`, uint8 (n, h, w, c), and `labels`, -1 without.
 
     Raises:
         InputError: if the model does not exist, does not know the label, or is built by code that is not here.
@@ -34,10 +43,9 @@ def sample(
     with _folder_of(model, root) as (folder, version):
         sampler = Sampler.load(folder, root)
     _check_count(count, sampler, out)
-    labels = sampler.labels(count, label)
-    pieces = watch(
-        sampler.stream(count, seed, labels, truncation=truncation), math.ceil(count / CHUNK), "sample", "batch"
-    )
+    labels = sampler.labels(count, label, first)
+    stream = sampler.stream(count, seed, labels, truncation=truncation, first=first)
+    pieces = watch(stream, math.ceil(count / CHUNK), "sample", "batch")
     images, mark = np.concatenate(list(pieces)), Mark.of(sampler.config, version=version, seed=seed, label=label)
     if out.suffix == ".png":
         columns = len(sampler.class_names) if label is None and sampler.class_names else math.ceil(math.sqrt(count))
