@@ -40,7 +40,10 @@ WITHOUT_EFFECT = {
     "ingest": {"ingest.timeout_seconds"},
     "prepare": {"dataset.origin"},  # whether raw data are arrays: then they are other files
     "reference": {"evaluate.extractors"},  # told; what it amounts to is dataset.extractors
-    "train": {"train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb", "train.cuda_graph"},
+    "train": {
+        *("train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb", "train.cuda_graph"),
+        "run.parent_folder",  # where the weights of run.parent_sha256 lie
+    },
     "evaluate": set(),
     "register": {"train.model_dump", "prepare.model_dump"},  # into the tags of a version
     "compare": set(),

@@ -69,6 +69,7 @@ STAGES = {
             "run.recipe",
             "run.noise",
             "run.shape",
+            "run.parent_sha256",
             "dataset.info.class_names",
             "train.tick_kimg",
             "train.pictures",
@@ -209,6 +210,7 @@ def _of_run(name: str, params: Params) -> Scope:
         "recipe": recipe,
         "noise": run.recipe.noise,
         "shape": dataclasses.asdict(run.shape),
+        "parent_sha256": run.parent_sha256,
     }
     return Scope(
         of_dataset.known | {"run": known},

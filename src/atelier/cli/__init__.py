@@ -49,6 +49,10 @@ def plan(params: Params, root: Path) -> None:
     """Write what each stage depends on, code and parameters: DVC runs again what has changed."""
     from atelier.plan import plan
 
+    if any(params.run(name).init for name in params.runs):
+        from atelier.registry.parent import note_parents
+
+        note_parents(params, root, say)
     print(plan(params, root))
 
 
@@ -95,9 +99,11 @@ def train(run: str, params: Params, root: Path) -> None:
 
     dataset = params.run(run).dataset
     ensure_weights(params.extractors(dataset), dataset, params, root)
+    from atelier.registry.parent import parent_of
     from atelier.training.train import train
 
-    _show(train(run, params, root, say))
+    with parent_of(run, params, root):
+        _show(train(run, params, root, say))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,7 @@ class RunEntry(Checked):
 
     dataset: str
     model: str
+    init: str = ""  # models:/NAME/VERSION, models:/NAME@ALIAS or a model's folder, whose weights it starts from
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,9 @@ class Run:
     info: DatasetInfo
     code: ModelCode
     recipe: Recipe
+    init: str = ""
+    parent_sha256: str | None = None  # of the weights that `init` names, once they were looked up
+    parent_folder: Path | None = None
 
     @property
     def model(self) -> str:
@@ -229,6 +234,10 @@ class Params(Section):
         if name not in self.search:
             raise InputError(f"params.yaml: search has no '{name}'{nearest(name, self.search)}")
         return self.search[name]
+
+    def set_parent(self, name: str, sha256: str | None, folder: Path | None = None) -> None:
+        """Have a run know the weights that its `init` names, and where they lie."""
+        self._resolved[name] = dataclasses.replace(self.run(name), parent_sha256=sha256, parent_folder=folder)
 
     def dataset(self, name: str) -> DatasetInfo:
         """A data set that is published or in `prepare.sets`, whether or not `datasets` lists it.
@@ -342,7 +351,7 @@ def _resolve(
     model = code.entry
     changes = {key: value for key, value in entry.items() if key not in RunEntry.model_fields}
     recipe = convert(model.recipe.model_dump() | changes, type(model.recipe), file, "runs", name)
-    run = Run(name, chosen.dataset, info, code, recipe)
+    run = Run(name, chosen.dataset, info, code, recipe, chosen.init)
     for key, switch in TUNES.items():
         if key in changes and (off := getattr(recipe, switch, None)) in OFF:
             raise InputError(

@@ -186,6 +186,7 @@ class ModelConfig(Record):
     class_names: list[str]  # none: unconditional
     train_images_sha256: Sha256
     train_labels_sha256: Sha256 | None
+    parent_sha256: Sha256 | None = None  # of the weights that training started from
     versions: dict[Distribution, Version]
     device: str
     world_size: Count

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 WEIGHTS_TAG = "atelier.weights_sha256"
+PARENT_TAG = "atelier.parent_sha256"
 REPORT_TAG = "atelier.report_sha256"
 PACKAGE_TAG = "atelier.package_sha256"
 CODE_TAG = "atelier.code_sha256"
@@ -66,6 +67,8 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
         folder = root / "data" / kind / config.dataset
         if folder.is_dir():
             tags[f"{DATA_TAG}data.{kind}.{config.dataset}"] = dvc_md5(folder)
+    if config.parent_sha256:
+        tags[PARENT_TAG] = config.parent_sha256
     if config.code_sha256:
         tags[CODE_TAG] = config.code_sha256
     if (code := code_of(root)) is not None:
@@ -189,6 +192,12 @@ def existing_version(mlflow_client: MlflowClient, name: str, tags: dict[str, str
     same = [equals(f"tags.`{tag}`", tags[tag]) for tag in (WEIGHTS_TAG, REPORT_TAG, CODE_TAG) if tag in tags]
     found = every(mlflow_client.search_model_versions, " and ".join([equals("name", name), *same]))
     return min(found, key=lambda version: int(version.version), default=None)
+
+
+def versions_of(mlflow_client: MlflowClient, weights_sha256: str) -> list[ModelVersion]:
+    """The versions of these weights, of whatever name, the oldest first."""
+    found = every(mlflow_client.search_model_versions, equals(f"tags.`{WEIGHTS_TAG}`", weights_sha256))
+    return sorted(found, key=lambda version: (version.creation_timestamp, version.name, int(version.version)))
 
 
 def make_version(

@@ -60,6 +60,7 @@ def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: 
         if config.code_sha256 is None
         else f" It is the user's own; what builds its networks is in `model/{CARRIED}`."
     )
+    started = f"Started from the weights of sha256 `{config.parent_sha256}`. " if config.parent_sha256 else ""
     recipe = ", ".join(f"{key} {plain(str(value))}" for key, value in config.recipe.model_dump().items())
     return f"""# {name}
 
@@ -86,7 +87,7 @@ for you to judge. Training images sha256 `{config.train_images_sha256}`.
 ## Training
 
 {config.recipe.kimg:g} thousand images seen, on {config.device} ({config.precision}), with torch
-{torch}. {recipe}. Code: commit {commit}. `atelier reproduce`
+{torch}. {started}{recipe}. Code: commit {commit}. `atelier reproduce`
 trains it again and compares the weights.
 
 ## Limits

@@ -20,10 +20,12 @@ from atelier.files import digest
 from atelier.models.own import FOLDER, find_model
 from atelier.own_code import CARRIED
 from atelier.processes import clean_environment, run
-from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, find_version
+from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, find_version, versions_of
 from atelier.registry.package import PACKAGE, fetched
 from atelier.tracking import client, mlflow_errors, public, require_store
 from atelier.tracking.origin import git
+
+PARENT = ".parent"  # in the clone
 
 
 class RecordedParams(Record):
@@ -83,7 +85,11 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
                 f"{uri}: its commit has no {FOLDER}/{recorded.model}.py, which was not committed; the file that it was "
                 f"made by is {PACKAGE}/model/{CARRIED}/{FOLDER}/{recorded.model}.py of its artifacts"
             )
-        _write_params(clone / "params.yaml", recorded.dataset, params.sections(bool(recorded.class_names)))
+        sections = params.sections(bool(recorded.class_names))
+        if recorded.parent_sha256:
+            _bring_parent(recorded.parent_sha256, root, clone / PARENT)
+            sections["runs"][recorded.run]["init"] = PARENT
+        _write_params(clone / "params.yaml", recorded.dataset, sections)
         _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
         say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
         _atelier(clone, recorded, say, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
@@ -111,6 +117,17 @@ def _clone(root: Path, commit: str, clone: Path) -> None:
         ["git", "-C", str(clone), "checkout", "--quiet", "--detach", commit],
     ):
         run(command, what=f"{root}: cannot be cloned at {commit}")
+
+
+def _bring_parent(sha256: str, root: Path, target: Path) -> None:
+    """The model whose weights the training started from, which must still be registered."""
+    with mlflow_errors(root):
+        mlflow_client = client(root)
+        found = versions_of(mlflow_client, sha256)
+        if not found:
+            raise InputError(f"it was trained from weights of sha256 {sha256}, which no version here has any more")
+        with fetched(mlflow_client, found[0], root) as package:
+            shutil.copytree(package / "model", target)
 
 
 def _write_params(file: Path, dataset: str, recorded: dict[str, Any]) -> None:

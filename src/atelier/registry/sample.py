@@ -40,7 +40,7 @@ def sample(
         InputError: if the model does not exist, does not know the label, or is built by code that is not here.
         AtelierError: if MLflow does not answer or the weights were altered.
     """
-    with _folder_of(model, root) as (folder, version):
+    with folder_of(model, root) as (folder, version):
         sampler = Sampler.load(folder, root)
     _check_count(count, sampler, out)
     labels = sampler.labels(count, label, first)
@@ -69,7 +69,7 @@ def _check_count(count: int, sampler: Sampler, out: Path) -> None:
 
 
 @contextmanager
-def _folder_of(model: str, root: Path) -> Iterator[tuple[Path, str | None]]:
+def folder_of(model: str, root: Path) -> Iterator[tuple[Path, str | None]]:
     """The model's folder and, if it is registered, its version, whose folder goes away again."""
     if not model.startswith("models:/"):
         if not (root / model).is_dir():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from atelier.errors import AtelierError, InputError
 from atelier.mark import Mark, read_mark
-from atelier.registry.lineage import WEIGHTS_TAG, uri_of
-from atelier.tracking import client, equals, every, mlflow_errors, public_uri, require_store, tracking_uri
+from atelier.registry.lineage import uri_of, versions_of
+from atelier.tracking import client, mlflow_errors, public_uri, require_store, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,4 @@ def _versions(weights_sha256: str, root: Path) -> list[str]:
     except InputError:  # none are in a store that is not there
         return []
     with mlflow_errors(root):
-        found = every(client(root).search_model_versions, equals(f"tags.`{WEIGHTS_TAG}`", weights_sha256))
-        return [uri_of(one) for one in sorted(found, key=lambda one: (one.creation_timestamp, one.name))]
+        return [uri_of(version) for version in versions_of(client(root), weights_sha256)]

@@ -31,6 +31,7 @@ from atelier.training.layers import in_microbatches, synchronise
 from atelier.training.loop import train_loop
 from atelier.training.memory import refuse_too_large
 from atelier.training.method import Autocast, Method
+from atelier.training.parent import start_from
 from atelier.training.publish import draw_picture, publish_best, publish_model, publish_record
 
 MODEL = "model"  # of one of several seeds, beside its checkpoints
@@ -53,7 +54,8 @@ def train(run_name: str, params: Params, root: Path, say: Callable[[str], None])
         The folder of the model; None on ranks that are not the first.
 
     Raises:
-        InputError: if the data are not prepared, or a checkpoint cannot be gone on from here.
+        InputError: if the data are not prepared, a checkpoint cannot be gone on from here, or the weights that the run
+            starts from do not fit.
         Terminated: after SIGTERM, once a checkpoint is saved.
         ToldByWriter: on ranks that are not the first, in place of the error that the first one has.
         AtelierError: if training fails, or another process trains this run; the last good checkpoint stays.
@@ -172,7 +174,7 @@ def _train_once(
         torch.set_num_threads(checkpoint.threads)  # sums over another number of threads round differently
         say(f"going on from {checkpoint.position['images'] / 1000:g} kimg")
     config = config.model_copy(update={"threads": torch.get_num_threads()})
-    method, data = _method(run, ranks), _images(run, params, root, ranks)
+    method, data = _method(run, ranks, say), _images(run, params, root, ranks)
     validation = None
     if data.held_out is not None:
         from atelier.training.validation import Validation
@@ -260,10 +262,13 @@ def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     return None if checkpoint is None else dict(checkpoint)
 
 
-def _method(run: Run, ranks: Ranks) -> Method:
+def _method(run: Run, ranks: Ranks, say: Callable[[str], None]) -> Method:
     ranks.together(lambda: refuse_too_large(run, ranks))
     torch.manual_seed(run.recipe.seed)
-    networks = synchronise(build_checked_networks(run.code, run.recipe, run.shape), ranks)
+    networks = build_checked_networks(run.code, run.recipe, run.shape)
+    if run.parent_folder is not None:
+        start_from(networks, run.parent_folder, say)
+    networks = synchronise(networks, ranks)
     for network in networks.values():
         in_microbatches(network, run.recipe.microbatch)
         if run.recipe.compile:
@@ -316,6 +321,7 @@ def _config(run: Run, card: DataCard, ranks: Ranks, code_sha256: str | None) -> 
         class_names=list(run.info.class_names) if run.shape.classes else [],
         train_images_sha256=card.splits["train"].images_sha256,
         train_labels_sha256=card.splits["train"].labels_sha256,
+        parent_sha256=run.parent_sha256,
         versions={"atelier": atelier.__version__, "torch": str(torch.__version__)} | run.code.versions,
         device=ranks.device.type,
         world_size=ranks.world_size,
