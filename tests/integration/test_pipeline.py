@@ -148,12 +148,9 @@ def test_a_run_that_is_taken_out_is_gone_from_the_report(checkout: Path, environ
 @pytest.mark.parametrize(
     ("key", "value", "stages"),
     [
+        # all parameters: tests/test_plan.py; these, as DVC takes them
         ("timeout_seconds", "21", []),
-        ("checkpoint_seconds", "61", []),
-        ("classifier_kimg", "11", ["reference@mnist"]),
         ("likelihood_images", "40", ["evaluate@mnist-cgan", "evaluate@mnist-cvae"]),
-        ("prefix", "team-", ["register@mnist-cgan", "register@mnist-cvae"]),
-        ("title", "Others", ["compare"]),
     ],
 )
 def test_a_parameter_makes_those_stages_stale_that_read_it(

@@ -20,8 +20,8 @@ from small_trainings import Kill, Training, figures_in_journal, figures_in_mlflo
 
 pytestmark = pytest.mark.processes
 KILLS = int(os.environ.get("ATELIER_TEST_KILLS", "2"))  # a training; every other by SIGTERM
-IMAGES_BETWEEN_KILLS = 1500
-EVENTS = 150, 250  # of these images, with a checkpoint after each step
+IMAGES_BETWEEN_KILLS = 1000
+EVENTS = 90, 150  # of these images, with a checkpoint after each step
 
 
 @pytest.mark.parametrize(("run", "ranks"), [("gan", 1), ("vae", 1), ("gan", 2), ("vae", 2)])
