@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 10.0
 ASK_SECONDS = 5  # of the Kubernetes API: whoever submits need not reach it
 LOG_LINES = 50  # in which the reason of a failure is looked for
-QUIET_SECONDS = 60.0  # without a stage, after which that is told
+QUIET_SECONDS = 180.0  # without a stage, after which that is told: a healthy run needs some 75
 KUBEFLOW_NAMESPACE = "kubeflow"  # of a server for a single user
 ENDS = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 # why a container waits that will not start by itself, in Kubernetes' words
@@ -138,10 +138,9 @@ def stages(run: Any, pods: Pods) -> list[Stage]:
     found = [] if pods.unreachable else pods.stages(run.run_id)
     with_pods = {stage.stage for stage in found}
     for task in tasks:
-        if task.display_name not in with_pods:
-            found.append(_stage_of(task, _tasks(run)))
-        elif task.state == "SKIPPED":  # others of its name have pods
-            found.append(Stage(task.display_name, "", "cached", 0, 0.0))
+        stage = _stage_of(task, _tasks(run), run.state in ENDS)
+        if task.display_name not in with_pods or stage.state == "cached":  # others of its name may have pods
+            found.append(stage)
     return sorted(found, key=lambda one: (order.index(one.stage), one.name))
 
 
@@ -149,13 +148,17 @@ def _tasks(run: Any) -> list[Any]:
     return list(run.run_details.task_details or []) if run.run_details else []
 
 
-def _stage_of(task: Any, tasks: list[Any]) -> Stage:
+def _stage_of(task: Any, tasks: list[Any], run_is_over: bool) -> Stage:
     """A stage as the server has it: a task, with one below it for each try."""
     below = [one for one in tasks if one.parent_task_id == task.task_id]
-    state = {"SKIPPED": "cached"}.get(task.state or "", (task.state or "pending").lower())
+    seconds = _seconds(task.start_time, task.end_time)
+    state = (task.state or ("not run" if run_is_over else "pending")).lower()
+    # the server calls skipped what is below the task; what ran took a pod, and so some seconds
+    if state == "skipped" or (state == "succeeded" and seconds == 0):
+        state = "cached"
     errors = [one.error.message for one in (task, *below) if one.error and one.error.message]
     tries = sum((one.display_name or "").startswith("executor(") for one in below) or len(below[:1])
-    return Stage(task.display_name, "", state, tries, _seconds(task.start_time, task.end_time), *errors[:1])
+    return Stage(task.display_name, "", state, tries, seconds, *errors[:1])
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float:

@@ -108,6 +108,28 @@ def test_stages_are_told_by_our_names_with_their_pods(
     assert "train a" in capsys.readouterr().out
 
 
+def test_what_the_server_calls_succeeded_without_a_second_came_from_the_cache(
+    kubeflow: KubeflowServer, cluster: KubernetesApi, atelier: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Kubeflow 2.17 answers, with the stock settings of its controller: no task names its parent."""
+    kubeflow.states = ["FAILED"]
+    at = {"start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:00:00Z"}
+    kubeflow.tasks = [
+        task("ingest", "SUCCEEDED", "1", **at),
+        task("executor", "SKIPPED", "2", **at),
+        task("train", "FAILED", "3", **at | {"end_time": "2026-01-01T00:01:00Z"}),
+        {key: value for key, value in task("evaluate", "", "4", **at).items() if value},
+    ]
+    step(cluster, "train", {"run": "a"}, "Failed")
+    assert atelier("pipeline", "status", RUN, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["stages"]
+    assert [(one["stage"], one["state"]) for one in found] == [
+        ("ingest", "cached"),
+        ("train", "failed"),
+        ("evaluate", "not run"),
+    ]
+
+
 def test_without_the_kubernetes_api_the_server_says_what_it_knows(
     kubeflow: KubeflowServer,
     atelier: Command,
