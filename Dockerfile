@@ -49,11 +49,13 @@ RUN python3 -m pip --python /opt/packages/bin/python install --quiet --no-deps -
 FROM ${BASE} AS atelier
 COPY --from=packages /opt/packages /opt/packages
 COPY --from=project /opt/atelier /opt/atelier
-# there is no git in it: DVC reads repositories by itself, and GitPython would say so in twelve lines of each training
+# there is no git in it: DVC reads repositories by itself, and GitPython would say so in twelve lines of each training;
+# and no name of user 10001 but LOGNAME, which MLflow asks for
 ENV PATH=/opt/atelier/bin:/opt/packages/bin:${PATH} \
     PYTHONPATH=/opt/atelier \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
+    LOGNAME=atelier \
     XDG_CACHE_HOME=/tmp/cache \
     DVC_NO_ANALYTICS=true \
     GIT_PYTHON_REFRESH=quiet \

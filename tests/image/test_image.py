@@ -70,6 +70,7 @@ def test_what_it_says_of_itself(docker: Docker, image: str) -> None:
     assert described["Labels"]["org.opencontainers.image.revision"] == "abc123"
     assert described["Labels"]["org.opencontainers.image.version"] == "0.1.0"
     assert "Commands:" in docker("run", "--rm", *LOCKED_DOWN, image).stdout
+    assert in_image(docker, image, "python -c 'import getpass; print(getpass.getuser())'") == "atelier\n"
 
 
 def test_the_packages_are_those_of_the_lock(docker: Docker, image: str) -> None:
