@@ -80,8 +80,8 @@ class Change:
     @property
     def diff(self) -> str:
         """As `diff -u` shows it."""
-        lines = (text.splitlines(keepends=True) for text in (self.before or "", self.after or ""))
-        return "".join(difflib.unified_diff(*lines, self.name, self.name))
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.before, self.after))
+        return "".join(difflib.unified_diff(before, after, self.name, self.name))
 
 
 def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
