@@ -19,6 +19,8 @@ Labels = npt.NDArray[np.int64]
 
 SHEET_ROWS = 8  # of a class, or of as many columns where there are none
 SHEETS_LIMIT = 1001  # of a training: one before it, and as many as train.pictures may say
+LARGEST_TILE = 128  # pixels, of an image in a WebP: larger ones are shown smaller
+LOSSLESS_TILE = 32  # pixels; larger ones are compressed a little
 SHEETS = "pictures.npz"  # of a model: what was drawn from fixed latents during its training
 
 
@@ -50,6 +52,24 @@ def png_bytes(image: Images, mark: Mark | None = None, source: str = DRAWN) -> b
 def save_png(path: Path, image: Images, mark: Mark | None = None, source: str = DRAWN) -> None:
     """Write one image (h, w, c) as PNG."""
     path.write_bytes(png_bytes(image, mark, source))
+
+
+def webp_bytes(images: Images, columns: int, lossless: bool = True, mark: Mark | None = None) -> bytes:
+    """WebP of images (n, h, w, c) in rows of `columns`, without gaps; larger ones are compressed in any case.
+
+    What a model drew has a mark.
+    """
+    from PIL import Image
+
+    count, height, width, channels = images.shape
+    tiled = tile(images, columns, gap=0, background=0)
+    picture = Image.fromarray(tiled[..., 0] if channels == 1 else tiled)
+    if (largest := max(height, width)) > LARGEST_TILE:
+        across, down = (max(1, side * LARGEST_TILE // largest) for side in (width, height))
+        picture = picture.resize((across * columns, down * -(-count // columns)), Image.Resampling.BOX)
+    buffer, xmp = io.BytesIO(), b"" if mark is None else mark.xmp().encode()
+    picture.save(buffer, format="WEBP", lossless=lossless and largest <= LOSSLESS_TILE, quality=85, method=4, xmp=xmp)
+    return buffer.getvalue()
 
 
 def npz_bytes(mark: Mark, **arrays: npt.NDArray[np.generic]) -> bytes:

@@ -13,9 +13,10 @@ from atelier.config import load_params
 from atelier.config.records import Gallery
 from atelier.errors import AtelierError
 from atelier.evaluation.compare import compare
-from atelier.evaluation.gallery import project, sheet
+from atelier.evaluation.gallery import project
 from atelier.files import read_json, write_json
 from atelier.mark import read_mark
+from atelier.pictures import webp_bytes
 
 
 def test_a_gallery_has_real_images_samples_and_what_is_near_to_them(judged_workspace: Path) -> None:
@@ -71,7 +72,7 @@ def test_without_features_there_is_no_map() -> None:
     ("shape", "size"), [((25, 28, 28, 1), (560, 56)), ((3, 64, 32, 3), (640, 64)), ((41, 256, 512, 3), (2560, 192))]
 )
 def test_sheets_have_rows_of_twenty_and_small_pictures(shape: tuple[int, ...], size: tuple[int, int]) -> None:
-    with Image.open(io.BytesIO(sheet(np.full(shape, 200, np.uint8)))) as picture:
+    with Image.open(io.BytesIO(webp_bytes(np.full(shape, 200, np.uint8), 20))) as picture:
         assert picture.size == size
 
 

@@ -339,6 +339,9 @@ class Gallery(Record):
     """
 
     what: ClassVar = "the gallery of a report"
+    folder: ClassVar = "gallery"  # of the report, that all of it lies in
+    file: ClassVar = "gallery.json"
+    sheets: ClassVar = {"drawn": "drawn.webp", "real": "real.webp", "nearest": "nearest.webp"}
 
     format: Literal[1] = 1
     columns: Count

@@ -20,14 +20,13 @@ import numpy as np
 from atelier.config import Params, Run
 from atelier.config.records import Estimate, Gallery, ModelConfig, Registration, Report, VersionRecord
 from atelier.errors import AtelierError
-from atelier.evaluation.gallery import FOLDER, RECORD, SHEETS, sheet
 from atelier.evaluation.metrics import GROUPS, cautions, find_metric, metric_name
 from atelier.evaluation.narrative import SURE, incomparable, leading_metric, narrative, standard_error, with_deviation
 from atelier.evaluation.site import Curve, DatasetPage, MetricText, Page, Picture, RunPage, Value, render
 from atelier.files import read_limited, to_json, write_atomic, write_json
 from atelier.journal import read_curves, read_timing, record_folder
 from atelier.mark import Mark
-from atelier.pictures import SHEET_ROWS, load_sheets
+from atelier.pictures import SHEET_ROWS, load_sheets, webp_bytes
 from atelier.pictures import SHEETS as OF_TRAINING
 
 T = TypeVar("T")
@@ -178,7 +177,7 @@ def _collect(run: Run, root: Path) -> Compared:
         report=report,
         timing=read_timing(record / "timing.jsonl"),
         version=_version(record / "version.json", registration),
-        gallery=Gallery.read(folder / FOLDER / RECORD, judge),
+        gallery=Gallery.read(folder / Gallery.folder / Gallery.file, judge),
     )
 
 
@@ -236,12 +235,12 @@ def _of_run(run: Compared, root: Path) -> RunPage:
     shape = SHEET_ROWS, columns, config.height, config.width, config.channels
     sheets = _thinned(load_sheets(model / OF_TRAINING, shape, f"run 'atelier train {run.name}' again"), STEPS)
     drawn = {caption: name for name, caption in PICTURES.items() if (folder / name).is_file()}
-    galleries = {which: folder / FOLDER / name for which, name in SHEETS.items()}
+    galleries = {which: folder / Gallery.folder / name for which, name in Gallery.sheets.items()}
     images = {which: _data_uri(path, run.name) for which, path in galleries.items() if path.is_file()}
     images |= {name: _data_uri(folder / name, run.name) for name in drawn.values()}
     mark = Mark.of(config, seed=0)
     for seen, images_then in sheets:
-        content = sheet(images_then.reshape(-1, *images_then.shape[2:]), columns, lossless=False, mark=mark)
+        content = webp_bytes(images_then.reshape(-1, *images_then.shape[2:]), columns, lossless=False, mark=mark)
         images[f"step {seen}"] = _as_uri("webp", content)
     metric = metric_name("kid", run.report.extractor)
     over_training = _read(folder / "curves" / f"{metric}.csv", run.name, _curve)

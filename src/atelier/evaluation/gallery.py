@@ -5,7 +5,6 @@ The page is made of it wherever the data are not: the pictures are sheets of a f
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,11 @@ from atelier.config.records import Drawn, Gallery, Place, Shown
 from atelier.data.arrays import PreparedSplit
 from atelier.evaluation.evaluator import Sample
 from atelier.mark import Mark
-from atelier.pictures import Images, tile
+from atelier.pictures import LARGEST_TILE, Images, webp_bytes
 
-FOLDER, RECORD = "gallery", "gallery.json"
-SHEETS = {"drawn": "drawn.webp", "real": "real.webp", "nearest": "nearest.webp"}
 COLUMNS = 20
 MOST, LEAST = 300, 40  # images of a sheet
 SHEET_PIXELS = MOST * 32 * 32
-LARGEST_SIDE = 128  # pixels; of larger images, smaller ones are shown
-LOSSLESS_SIDE = 32  # pixels; larger images are compressed a little
 NEIGHBOURS = 3
 
 Places = npt.NDArray[np.float64]
@@ -41,7 +36,7 @@ def write_gallery(folder: Path, sample: Sample, test: PreparedSplit, train: Imag
         train: training images.
         mark: of what the model draws.
     """
-    gallery, chosen = folder / FOLDER, _choose(sample)
+    gallery, chosen = folder / Gallery.folder, _choose(sample)
     gallery.mkdir()
     features = sample.features[0]
     of_drawn, of_real, explained = project(features.kept, features.real.features)
@@ -69,18 +64,18 @@ def write_gallery(folder: Path, sample: Sample, test: PreparedSplit, train: Imag
         nearest_of_test=sample.nearest_of_test,
         explained=explained,
     )
-    record.write(gallery / RECORD)
-    (gallery / SHEETS["drawn"]).write_bytes(sheet(sample.images[chosen], mark=mark))
-    (gallery / SHEETS["real"]).write_bytes(sheet(real))
+    record.write(gallery / Gallery.file)
+    (gallery / Gallery.sheets["drawn"]).write_bytes(webp_bytes(sample.images[chosen], COLUMNS, mark=mark))
+    (gallery / Gallery.sheets["real"]).write_bytes(webp_bytes(real, COLUMNS))
     if sample.nearest is not None:
         near = [index for one in drawn for index in one.nearest]
-        (gallery / SHEETS["nearest"]).write_bytes(sheet(train[near]))
+        (gallery / Gallery.sheets["nearest"]).write_bytes(webp_bytes(train[near], COLUMNS))
 
 
 def _most(images: Images) -> int:
     """How many images of this size a sheet holds."""
     height, width = images.shape[1:3]
-    most: int = SHEET_PIXELS // (min(height, LARGEST_SIDE) * min(width, LARGEST_SIDE))
+    most: int = SHEET_PIXELS // (min(height, LARGEST_TILE) * min(width, LARGEST_TILE))
     return max(LEAST, min(MOST, most))
 
 
@@ -121,21 +116,3 @@ def project(drawn: Tensor, real: Tensor) -> tuple[Places, Places, list[float]]:
 
 def _place(places: Places, index: int) -> Place | None:
     return (float(places[index, 0]), float(places[index, 1])) if index < len(places) else None
-
-
-def sheet(images: Images, columns: int = COLUMNS, lossless: bool = True, mark: Mark | None = None) -> bytes:
-    """WebP of images (n, h, w, c) in rows of `columns`, without gaps; larger ones are compressed in any case.
-
-    What a model drew has a mark.
-    """
-    from PIL import Image
-
-    count, height, width, channels = images.shape
-    tiled = tile(images, columns, gap=0, background=0)
-    picture = Image.fromarray(tiled[..., 0] if channels == 1 else tiled)
-    if (largest := max(height, width)) > LARGEST_SIDE:
-        across, down = (max(1, side * LARGEST_SIDE // largest) for side in (width, height))
-        picture = picture.resize((across * columns, down * -(-count // columns)), Image.Resampling.BOX)
-    buffer, xmp = io.BytesIO(), b"" if mark is None else mark.xmp().encode()
-    picture.save(buffer, format="WEBP", lossless=lossless and largest <= LOSSLESS_SIDE, quality=85, method=4, xmp=xmp)
-    return buffer.getvalue()
