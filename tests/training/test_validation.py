@@ -216,6 +216,7 @@ def test_a_kill_and_poisoned_test_images_change_no_byte_of_a_snapshot_or_a_stop(
     assert lines[-1]["kimg"] < config.recipe.kimg
     assert config.snapshot.stopped.startswith("no better validation distance than")
     assert f"stopping: {config.snapshot.stopped}" in said
+    assert "validation took" in said
     for root in (plain, other):
         from mlflow import MlflowClient
 

@@ -193,6 +193,8 @@ def train_loop(
                 raise Terminated(TERMINATED)
         agreement.close()
         save_checkpoint()
+        if validation is not None:
+            say(f"validation took {validation.progress.seconds / position.seconds:.1%} of the time")
         if terminated():
             raise Terminated(TERMINATED)
 
