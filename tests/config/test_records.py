@@ -6,11 +6,13 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from atelier.config.records import LIMIT_BYTES, Registration
+from atelier.config.records import LIMIT_BYTES, ModelConfig, Registration
 from atelier.errors import AtelierError
+from atelier.models.recipe import GanRecipe
 
 WHOLE = json.dumps({"format": 1, "name": "gan", "weights_sha256": "0" * 64, "report_sha256": "1" * 64})
 
@@ -56,3 +58,39 @@ def test_a_record_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pyte
         AtelierError, match=r"gan\.json: cannot be read \(Permission denied\); mend that, or run 'atelier"
     ):
         Registration.read(path, "atelier register gan")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"pack": "\0"}, "recipe.pack: expected a whole number, found '\\x00'"),  # a GAN's alone
+        ({"validation": {"shre": 2}}, "recipe.validation.shre: unknown key; did you mean 'share'?"),  # may be left out
+        ({"validation": {"share": 2}}, "recipe.validation.share: expected a number < 1, found 2"),
+        ({"stop": {"patience_kimg": "x"}}, "recipe.stop.patience_kimg: expected a number, found 'x'"),
+    ],
+)
+def test_what_is_wrong_in_a_section_of_a_recipe_is_told(recipe: dict[str, Any], said: str) -> None:
+    whole = GanRecipe(kimg=1, batch=20, latent=8, width=8, generator_lr=1e-3, discriminator_lr=1e-3).model_dump()
+    sha256 = "0" * 64
+    config = {
+        "format": 1,
+        "run": "gan",
+        "dataset": "mnist",
+        "model": "cgan",
+        "recipe": whole | recipe,
+        "noise": {"z": [8]},
+        "data_range": "unit",
+        "height": 28,
+        "width": 28,
+        "channels": 1,
+        "class_names": [],
+        "train_images_sha256": sha256,
+        "train_labels_sha256": None,
+        "versions": {},
+        "device": "cpu",
+        "world_size": 1,
+        "precision": "fp32",
+    }
+    with pytest.raises(AtelierError) as raised:
+        ModelConfig.parse(json.dumps(config), "config.json", "train again")
+    assert said in str(raised.value)

@@ -157,24 +157,36 @@ def _holds(annotation: Any, kind: type) -> bool:
 
 
 def _field(kind: Any, place: Iterable[str | int]) -> FieldInfo:
-    """The field at `place` below a model."""
+    """The field at `place` below a model; one that says nothing where the model does not know it."""
     field = FieldInfo()
     for part in place:
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            kind = get_args(kind)[-1]  # of a list's or a mapping's entries
-            continue
-        field = next(field for name, field in kind.model_fields.items() if part in (name, field.alias))
-        kind = next((one for one in (field.annotation, *get_args(field.annotation)) if one is not None), None)
+        kind = _given(kind)
+        if _is_section(kind):
+            fields = (field for name, field in kind.model_fields.items() if part in (name, field.alias))
+            field = next(fields, FieldInfo())
+            kind = field.annotation
+        else:
+            kind = next(reversed(get_args(kind)), None)  # of a list's or a mapping's entries
     return field
 
 
 def _keys(kind: Any, place: Iterable[str | int]) -> list[str]:
     """The keys that the section at `place` below a model may have."""
     place = list(place)
-    section = _field(kind, place).annotation if place else kind
-    while not (isinstance(section, type) and issubclass(section, BaseModel)):
-        section = get_args(section)[-1]
-    return [field.alias or name for name, field in section.model_fields.items()]
+    section = _given(_field(kind, place).annotation if place else kind)
+    while section is not None and not _is_section(section):
+        section = _given(next(reversed(get_args(section)), None))
+    return [] if section is None else [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _given(kind: Any) -> Any:
+    """What a value is that may be left out."""
+    kinds = get_args(kind)
+    return next(one for one in kinds if one is not type(None)) if type(None) in kinds else kind
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
