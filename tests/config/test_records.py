@@ -65,7 +65,7 @@ def test_a_record_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pyte
     [
         ({"pack": "\0"}, "recipe.pack: expected a whole number, found '\\x00'"),  # a GAN's alone
         ({"validation": {"shre": 2}}, "recipe.validation.shre: unknown key; did you mean 'share'?"),  # may be left out
-        ({"validation": {"share": 2}}, "recipe.validation.share: expected a number < 1, found 2"),
+        ({"validation": {"share": 2}}, "recipe.validation.share: expected a number < 1.0, found 2"),
         ({"stop": {"patience_kimg": "x"}}, "recipe.stop.patience_kimg: expected a number, found 'x'"),
     ],
 )
