@@ -211,10 +211,9 @@ def test_the_text_on_many_runs_stays_short() -> None:
 
 
 def test_where_images_are_few_the_kernel_distance_decides() -> None:
-    few = report(2.0, 0.7)
-    few.conditions.dimensions = {"classifier": 128}
-    few.metrics["kid_classifier"] = estimate(0.5, 0.01)
-    assert leading_metric(few) == "kid_classifier"
+    many = report(2.0, 0.7)
+    few = many.model_copy(update={"conditions": many.conditions.model_copy(update={"dimensions": {"classifier": 128}})})
+    assert [leading_metric(one) for one in (many, few)] == ["fd_classifier", "kid_classifier"]
 
 
 def test_the_text_refuses_what_cannot_be_compared_and_names_copies() -> None:
