@@ -60,6 +60,7 @@ SAME = {
     "automatic_extractor": "dataset.extractors",
     "run.entry.source": "run.source",
     "register_.prefix": "register.prefix",
+    "register_.name": "register.name",
 }
 
 
@@ -202,6 +203,7 @@ CHANGES: dict[str, tuple[str, set[str]]] = {
     "evaluate.likelihood_images": ("400", EVALUATE),
     "evaluate.likelihood_samples": ("51", EVALUATE),
     "register.prefix": ("team-", REGISTER),
+    "register.name": ("{dataset}", REGISTER),
     "promote.at_most": ("{fd_classifier: 11}", set()),
     "promote.at_least": ("{label_agreement: 0.9}", set()),
     "promote.better": ("[]", set()),

@@ -75,6 +75,16 @@ def test_first_better_worse_and_back(root: Path, capsys: pytest.CaptureFixture[s
     assert not changes[2].gates[-1].passed
 
 
+def test_the_best_of_several_runs_is_promoted_and_not_the_newest(root: Path) -> None:
+    for mean, fakes in ((3.0, 100), (2.0, 100), (1.0, 50), (2.5, 100)):
+        add_version(root, "digits", report(mean, fakes=fakes))  # the third was measured otherwise
+    add_version(root, "digits", report(2.5))
+    assert promote("digits", None, "champion", GATES, root, print, best=True).version == 2
+    assert champion(root) == 2
+    with pytest.raises(InputError, match=r"models:/digits/5: no metric of promote\.better"):
+        promote("digits", None, "champion", Promote(better=["fd_lite0"]), root, print, best=True)
+
+
 def test_as_json_it_says_what_was_decided_gate_by_gate(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

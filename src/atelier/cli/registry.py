@@ -83,6 +83,7 @@ def whence(file: Path, as_json: bool, root: Path) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--version", type=click.IntRange(min=1), help="Which version; the newest if left out.")
+@click.option("--best", is_flag=True, help="The version that is best by the first metric of promote.better.")
 @alias_option("--alias", "--to")
 @reason_option
 @click.option("--force", is_flag=True, help="Promote although a gate is not passed; needs --reason.")
@@ -93,6 +94,7 @@ def whence(file: Path, as_json: bool, root: Path) -> None:
 def promote(
     name: str,
     version: int | None,
+    best: bool,
     alias: str,
     reason: str,
     force: bool,
@@ -105,11 +107,13 @@ def promote(
     """Make a version of the registered model NAME its champion, if it passes the gates of params.yaml."""
     if force and not reason:
         raise InputError("--force: give a --reason TEXT, it is recorded")
+    if best and version is not None:
+        raise InputError("--best: finds the version itself; leave out --version")
     from atelier.registry.promote import GatesNotPassed, promote
 
     tell = say if as_json else show
     try:
-        decision = promote(name, version, alias, params.promote, root, tell, reason, force, dry_run, to_registry)
+        decision = promote(name, version, alias, params.promote, root, tell, reason, force, dry_run, to_registry, best)
     except GatesNotPassed as refusal:
         if as_json:
             show(refusal.decision.to_json())

@@ -93,8 +93,14 @@ class Evaluate(Section):
 class Register(Section):
     """How versions are named in the MLflow registry."""
 
-    # put before a run's name
+    # put before the name
     prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$", description="letters, digits, '_', '.' and '-'")
+    # of the registered model; runs that give the same name become versions of one
+    name: str = Field(
+        default="{run}",
+        pattern=r"^([A-Za-z0-9_.-]|\{(run|dataset|model)\})+$",
+        description="letters, digits, '_', '.', '-', {run}, {dataset} and {model}",
+    )
 
 
 class Promote(Section):

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from atelier.config import Promote
 from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError, InputError
+from atelier.evaluation.metrics import cost, why_not_comparable
 from atelier.own_code import require_code
 from atelier.registry.gates import Gate, judge
 from atelier.registry.history import History, append, read_history, settle
 from atelier.registry.lineage import (
+    METRICS_TAG,
     ORIGIN_TAG,
     PACKAGE_TAG,
     existing_version,
@@ -33,6 +35,8 @@ from atelier.tracking import (
     check_uri,
     client,
     ensure_run,
+    equals,
+    every,
     mlflow_errors,
     public_uri,
     require_store,
@@ -81,6 +85,7 @@ def promote(
     force: bool = False,
     dry_run: bool = False,
     to_registry: str | None = None,
+    best: bool = False,
 ) -> Decision:
     """Make a version, by default the newest, the champion if it passes every gate.
 
@@ -96,6 +101,7 @@ def promote(
         dry_run: judge and change nothing.
         to_registry: the URI of another environment's registry, where the version is copied to and has to be better
             than the champion there.
+        best: take the version that is best by the first metric of `better`, in place of the newest.
 
     Raises:
         InputError: if there is no such version, or it bears no figures.
@@ -108,7 +114,10 @@ def promote(
         raise InputError(f"--to-registry {where}: give the URI of an MLflow server, https://…, or of its database")
     check_uri(to_registry or "", "--to-registry")
     with mlflow_errors(root):
-        candidate = pick_version(client(root), name, version, root)
+        if best:
+            candidate = best_version(client(root), name, settings, root)
+        else:
+            candidate = pick_version(client(root), name, version, root)
     with using(to_registry) if to_registry else nullcontext(), mlflow_errors(root):
         mlflow_client = client(root)
         history = read_history(mlflow_client, name, alias) if dry_run else settle(mlflow_client, name, alias)
@@ -134,6 +143,25 @@ def promote(
         append(client(root), name, alias, history, "promote", number, reason, bool(failed), gates)
     say(f"models:/{name}@{alias} is version {number}")
     return Decision(name, number, alias, True, gates)
+
+
+def best_version(mlflow_client: MlflowClient, name: str, settings: Promote, root: Path) -> ModelVersion:
+    """The best by the first metric of `better`, of the versions that were measured as the newest was.
+
+    Raises:
+        InputError: if there is no version, no such metric, or the newest bears no report.
+    """
+    newest = newest_version(mlflow_client, name, root)
+    report = judged(newest).report
+    if not settings.better or report is None or settings.better[0] not in report.metrics:
+        raise InputError(f"{uri_of(newest)}: no metric of promote.better to tell the best by; name a --version")
+    metric = settings.better[0]
+    alike: list[tuple[float, int, ModelVersion]] = []
+    for version in every(mlflow_client.search_model_versions, equals("name", name)):
+        its = judged(version).report if METRICS_TAG in version.tags else None
+        if its is not None and why_not_comparable(its, report, metric) is None:
+            alike.append((cost(metric, its.metrics[metric].mean), int(version.version), version))
+    return min(alike, key=lambda one: one[:2])[2]
 
 
 def _last(mlflow_client: MlflowClient, name: str, champions: Iterable[int]) -> ModelVersion | None:

@@ -53,7 +53,7 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
             no version is made then.
     """
     run = params.run(run_name)
-    name = params.register_.prefix + run_name
+    name = params.register_.prefix + params.register_.name.format(run=run_name, dataset=run.dataset, model=run.model)
     model_folder, report_folder = root / "models" / run_name, root / "reports" / run_name
     sampler = Sampler.load(model_folder, root)
     config = sampler.config
