@@ -145,7 +145,9 @@ class Server:
             listing = self.pipelines.pipeline_service_list_pipelines
             return next(self.pages(listing, "pipelines", filter=_named(name), **scope), None)
 
-        pipeline = self.create(find_pipeline, self.uploads.upload_pipeline, file, name=name, display_name=name, **scope)
+        # made empty: with a file, the server would keep that twice, once as a version of the pipeline's own name
+        new = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, **scope)
+        pipeline = self.create(find_pipeline, self.pipelines.pipeline_service_create_pipeline, new)
 
         def find_version() -> Any:
             listing = self.pipelines.pipeline_service_list_pipeline_versions

@@ -119,12 +119,14 @@ class KubeflowServer:
             return 200, {}
         self.count += 1
         identity = f"{kind}-{self.count}"
-        if kind == "pipelines":
+        if kind == "pipelines" and parts[1:]:
             spec, *_ = yaml.safe_load_all(body)
             json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
             body = {"display_name": query["name"][0]}
             if "pipelineid" in query:
                 kind, body = "versions", body | {"pipeline_id": query["pipelineid"][0]}
+            else:  # the server makes a version of it, too
+                self.things["versions"][f"version-of-{identity}"] = body | {"pipeline_id": identity}
         singular = {"versions": "pipeline_version", "recurringruns": "recurring_run"}.get(kind, kind.rstrip("s"))
         thing = body | {f"{singular}_id": identity, "state": "PENDING"}
         if kind == "recurringruns":
