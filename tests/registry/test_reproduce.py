@@ -15,7 +15,7 @@ from atelier.config import load_params
 from atelier.data.arrays import dvc_md5
 from atelier.errors import AtelierError
 from atelier.files import folder_digest
-from atelier.registry.lineage import COMMIT_TAG, DATA_TAG
+from atelier.registry.lineage import COMMIT_TAG, DATA_TAG, PARAMS_TAG
 from atelier.registry.register import register
 from atelier.registry.reproduce import RecordedParams, _pull
 from atelier.tracking import client
@@ -109,6 +109,18 @@ def test_a_changed_byte_of_data_is_named(project: Project) -> None:
     project.client.set_model_version_tag("mnist-cvae", "1", key, recorded)
     assert code == 1
     assert last.startswith("atelier: data/prepared/mnist/train-images.npy: was trained on with sha256 ")
+
+
+def test_a_tag_that_no_parameters_can_be_made_of_is_named(project: Project) -> None:
+    recorded = project.client.get_model_version("mnist-cvae", "1").tags[PARAMS_TAG]
+    damaged = json.loads(recorded)
+    damaged["runs"]["mnist-cvae"]["lr"] = -0.0
+    project.client.set_model_version_tag("mnist-cvae", "1", PARAMS_TAG, json.dumps(damaged))
+    code, last = project.reproduce()
+    project.client.set_model_version_tag("mnist-cvae", "1", PARAMS_TAG, recorded)
+    assert code == 1
+    assert last.startswith(f"atelier: {URI}: tag atelier.config: ")
+    assert last.endswith("runs.mnist-cvae.lr: expected a number > 0.0, found -0.0; register it again")
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,14 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
             _bring_parent(recorded.parent_sha256, root, clone / PARENT)
             sections["runs"][recorded.run]["init"] = PARENT
         _write_params(clone / "params.yaml", recorded.dataset, sections)
-        _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
-        say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
-        _atelier(clone, recorded, say, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
+        try:
+            _bring_data(recorded, tags.get(f"{DATA_TAG}data.prepared.{recorded.dataset}"), root, clone, say)
+            say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
+            _atelier(clone, recorded, say, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
+        except AtelierError as error:
+            if "params.yaml: runs." in str(error) and not overrides:  # which was made of the tag, and is gone
+                raise AtelierError(f"{uri}: tag {PARAMS_TAG}: {error}; register it again") from None
+            raise
         made = ModelConfig.read(clone / "models" / recorded.run / "config.json", "atelier train")
     if made.weights_sha256 == recorded.weights_sha256:
         say(f"{uri}: equal, bit for bit: {', '.join(sorted(made.weights_sha256))}")
