@@ -149,7 +149,7 @@ def sentence(error: ValidationError, kind: Any, *path: str) -> str:
         words = "a whole number" if _holds(field.annotation, int) else "a number"
     else:
         words = field.description or PLAIN_WORDS.get(what.split("_")[0], first["msg"])
-    return f"{key}: expected {words}{bound}, found {found}"
+    return f"{f'{key}: ' if key else ''}expected {words}{bound}, found {found}"
 
 
 def _holds(annotation: Any, kind: type) -> bool:
