@@ -585,7 +585,7 @@ def gzip_bomb(path: Path, chance: Random) -> str:
 
 def table_row(path: Path, chance: Random) -> str:
     lines = path.read_text().splitlines()
-    number = chance.randrange(1, len(lines))
+    number = len(lines) - 1 - chance.randrange(max(len(lines) - 1, 1))  # a row, where there is one
     file, _, label = lines[number].partition(",")
     new = {
         "an unknown class": f"{file},horse",
