@@ -203,7 +203,7 @@ CHANGES: dict[str, tuple[str, set[str]]] = {
     "evaluate.likelihood_images": ("400", EVALUATE),
     "evaluate.likelihood_samples": ("51", EVALUATE),
     "register.prefix": ("team-", REGISTER),
-    "register.name": ("{dataset}", REGISTER),
+    "register.name": ("'{dataset}'", REGISTER),
     "promote.at_most": ("{fd_classifier: 11}", set()),
     "promote.at_least": ("{label_agreement: 0.9}", set()),
     "promote.better": ("[]", set()),

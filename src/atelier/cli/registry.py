@@ -73,6 +73,8 @@ def whence(file: Path, as_json: bool, root: Path) -> None:
     Exit code 1 if it does not say so.
     """
     require_root(root)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
     from atelier.registry.whence import whence
 
     found = whence(file, root)
