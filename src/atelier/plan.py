@@ -88,7 +88,7 @@ STAGES = {
     "register": Stage(
         "atelier.registry.register",
         "runs",
-        ("run.source", "dataset.info", "register.prefix", "register.name"),
+        ("run.dataset", "run.model", "run.source", "dataset.info", "register.prefix", "register.name"),
     ),
     "compare": Stage("atelier.evaluation.compare", "all", ("runs", "compare.title")),
 }
