@@ -391,7 +391,9 @@ def conserved(data: Path, good: Path, gone: bool) -> list[str]:
     lost = sum((then - now).values())
     problems = [f"{lost} pictures are others"] if lost > 2 else []
     missing = known + known_left_out - total - left_out
-    return problems + ([f"{missing} pictures are gone and not listed"] if not 0 <= missing <= gone else [])
+    return problems + (
+        [f"{missing} pictures are gone and not listed"] if not -1 <= missing <= gone else []
+    )  # an added one is listed
 
 
 def pictures_of(data: Path) -> tuple[Counter[tuple[str, int]], int, int]:

@@ -233,4 +233,4 @@ def _message(error: Any) -> str:
 def _refusal(host: str, error: Any, problem: str) -> AtelierError:
     if error.status in (401, 403):
         return AtelierError(f"{host}: {problem}; set KF_PIPELINES_TOKEN to a token that may do this")
-    return AtelierError(f"{host}: {problem}")
+    return AtelierError(f"{host}: {problem}; look whether --host is the address of Kubeflow Pipelines, and at its log")

@@ -12,7 +12,16 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from atelier.files import LITTER, atomic_directory, folder_digest, is_litter, remove_folder, write_atomic
+from atelier.files import (
+    LITTER,
+    atomic_directory,
+    digest,
+    folder_digest,
+    is_litter,
+    read_limited,
+    remove_folder,
+    write_atomic,
+)
 
 # writes or removes the folder of its first argument, and kills itself at the event of the third
 DOOMED = """
@@ -190,3 +199,12 @@ def test_what_file_managers_and_editors_leave_is_no_content(tmp_path: Path) -> N
 def test_dvc_ignores_the_same_names() -> None:
     lines = (Path(__file__).parents[1] / ".dvcignore").read_text().splitlines()
     assert tuple(line.removeprefix("\\") for line in lines if not line.startswith("# ")) == LITTER
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (digest, lambda path: read_limited(path, 10)):
+        with pytest.raises(OSError, match="is not a regular file"):
+            read(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        digest(tmp_path)

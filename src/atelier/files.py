@@ -78,11 +78,18 @@ def read_limited(path: Path, limit_bytes: int) -> bytes:
     Raises:
         OSError: if it cannot be read, or is a folder, a device or a pipe, which nobody may ever write to.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    with _open_regular(path) as file:
         return file.read(limit_bytes + 1)
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(number, os.strerror(number) if number == errno.EISDIR else "is not a regular file", str(path))
 
 
 @contextmanager
@@ -277,8 +284,12 @@ def fsync(path: Path) -> None:
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file, read in blocks."""
-    with path.open("rb") as file:
+    """Hex digest of a file, read in blocks.
+
+    Raises:
+        OSError: if it cannot be read, or is a folder, a device or a pipe, which nobody may ever write to.
+    """
+    with _open_regular(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

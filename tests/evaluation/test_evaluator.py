@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from atelier.evaluation.evaluator import labels_like
+import numpy as np
+import pytest
+
+from atelier.errors import AtelierError
+from atelier.evaluation.evaluator import labels_like, over_draws
 
 
 def test_classes_are_asked_for_as_often_as_they_are_real_in_any_first_part() -> None:
@@ -18,3 +22,8 @@ def test_classes_are_asked_for_as_often_as_they_are_real_in_any_first_part() -> 
 def test_more_fakes_go_on_where_fewer_stopped() -> None:
     real = np.arange(10)
     assert (labels_like(real, 10, 1000)[:300] == labels_like(real, 10, 300)).all()
+
+
+def test_a_value_that_is_not_finite_is_no_metric() -> None:
+    with pytest.raises(AtelierError, match=r"^nll: is not finite"):
+        over_draws([{"nll": 1.0}, {"nll": math.inf}])

@@ -24,6 +24,7 @@ from atelier.tracking.store import (
     mlflow_errors,
     public,
     public_uri,
+    reason,
     sqlite_file,
     sqlite_uri,
     using,
@@ -258,3 +259,11 @@ def test_an_address_that_would_be_read_otherwise_is_refused_unread(uri: str) -> 
     assert "12" not in str(told.value)
     assert "c0rrect" not in str(told.value)
     check_uri("https://bob:12%2F34@host/base", "it")
+
+
+def test_what_an_error_announces_is_told_with_it() -> None:
+    assert reason(RuntimeError("\nThese failed:\n\n##### a #####\nPermission denied\nmore\n")) == (
+        "These failed: ##### a ##### Permission denied"
+    )
+    assert reason(RuntimeError("one line\nanother")) == "one line"
+    assert reason(RuntimeError("")) == "RuntimeError"

@@ -128,7 +128,9 @@ def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iter
         if len(images) != len(labels):
             raise AtelierError(f"{info.title}: {len(images)} {split} images and {len(labels)} labels; run ingest again")
         if labels.max(initial=0) >= len(info.class_names):
-            raise AtelierError(f"{info.title}: label {labels.max()} names no class; run ingest again")
+            raise AtelierError(
+                f"{raw / f'{split}-labels.idx'}: label {labels.max()} names no class of {info.title}; run ingest again"
+            )
         starts = range(0, len(images), ROWS_AT_A_TIME)
         for start in watch(starts, len(starts), f"prepare {dataset} {split}", "piece"):
             rows = slice(start, start + ROWS_AT_A_TIME)

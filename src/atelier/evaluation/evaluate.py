@@ -14,7 +14,7 @@ import numpy as np
 from atelier.config import Evaluate, Params
 from atelier.config.records import FLOOR, Conditions, Estimate, Report
 from atelier.data.arrays import PreparedSplit, open_split
-from atelier.errors import InputError
+from atelier.errors import AtelierError, InputError
 from atelier.evaluation.evaluator import (
     Features,
     Sample,
@@ -93,7 +93,10 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
                 classes.add(sample)
                 first = first or sample
         if ranks.is_writer:
-            estimates.append(over_draws(metrics))
+            try:
+                estimates.append(over_draws(metrics))
+            except AtelierError as error:
+                raise AtelierError(f"{folder}: {error}") from None
     if first is None:
         return None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from atelier.config import Evaluate
 from atelier.config.records import Estimate, ExtractorRecord
 from atelier.data.arrays import PreparedSplit
+from atelier.errors import AtelierError
 from atelier.evaluation.distances import DistanceTo, FrechetAccumulator, KernelAccumulator, KernelTo, MomentsAccumulator
 from atelier.evaluation.extractors import Extractor
 from atelier.evaluation.likelihood import TrainedVae, likelihood_metrics
@@ -188,12 +189,18 @@ class Sample:
 
 
 def over_draws(draws: list[dict[str, float]]) -> dict[str, Estimate]:
-    """The metrics of several samples as mean, sample standard deviation and the values themselves."""
+    """The metrics of several samples as mean, sample standard deviation and the values themselves.
+
+    Raises:
+        AtelierError: if a value is not finite.
+    """
     estimates = dict[str, Estimate]()
     for name in draws[0]:
         if not all(name in draw for draw in draws):
             continue
         values = [draw[name] for draw in draws]
+        if not np.isfinite(values).all():
+            raise AtelierError(f"{name}: is not finite, and so no measure of what the weights draw; train again")
         estimates[name] = Estimate(mean=float(np.mean(values)), deviation=float(np.std(values, ddof=1)), draws=values)
     return estimates
 

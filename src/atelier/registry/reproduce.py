@@ -95,7 +95,7 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
             say(f"training {recorded.run} again, {recorded.recipe.kimg:g} kimg")
             _atelier(clone, recorded, say, "train", recorded.run, *(part for o in overrides for part in ("--set", o)))
         except AtelierError as error:
-            if "params.yaml: runs." in str(error) and not overrides:  # which was made of the tag, and is gone
+            if "params.yaml: " in str(error) and not overrides:  # which was made of the tag, and is gone
                 raise AtelierError(f"{uri}: tag {PARAMS_TAG}: {error}; register it again") from None
             raise
         made = ModelConfig.read(clone / "models" / recorded.run / "config.json", "atelier train")

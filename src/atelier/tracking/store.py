@@ -90,8 +90,9 @@ def mlflow_errors(root: Path) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """What an exception says, in a line that may be shown."""
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return public(first.strip())[:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]  # what it announces comes below
+    return public(said)[:500]
 
 
 def public_uri(uri: str) -> str:
