@@ -89,7 +89,8 @@ def _open_regular(path: Path) -> IO[bytes]:
         return open(descriptor, "rb")
     os.close(descriptor)
     number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-    raise OSError(number, os.strerror(number) if number == errno.EISDIR else "is not a regular file", str(path))
+    said = os.strerror(number) if number == errno.EISDIR else "is not a regular file; put one in its place"
+    raise OSError(number, said, str(path))
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def over_draws(draws: list[dict[str, float]]) -> dict[str, Estimate]:
             continue
         values = [draw[name] for draw in draws]
         if not np.isfinite(values).all():
-            raise AtelierError(f"{name}: is not finite, and so no measure of what the weights draw; train again")
+            raise AtelierError(f"{name}: is not finite with these weights (*.safetensors); train again")
         estimates[name] = Estimate(mean=float(np.mean(values)), deviation=float(np.std(values, ddof=1)), draws=values)
     return estimates
 
