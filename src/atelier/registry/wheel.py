@@ -62,7 +62,10 @@ def _contents(package: Path) -> list[str]:
 
 
 def _is_packed(path: Path) -> bool:
-    return path.suffix in (".py", ".j2", ".yaml") or path.parts[0] == "templates" or path.match("docs/*.md")
+    is_of_page = path.parts[:2] == ("evaluation", "site")
+    return (
+        path.suffix in (".py", ".j2", ".yaml") or is_of_page or path.parts[0] == "templates" or path.match("docs/*.md")
+    )
 
 
 def _digest(content: bytes) -> str:
