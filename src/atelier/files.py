@@ -291,7 +291,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         OSError: if it cannot be read, or is a folder, a device or a pipe, which nobody may ever write to.
     """
     with _open_regular(path) as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()  # type: ignore[arg-type]  # a BufferedReader
 
 
 def digest_of(data: bytes | memoryview, algorithm: str = "sha256") -> str:
