@@ -47,6 +47,12 @@ def record_folder(root: Path, run: str, weights_sha256: str) -> Path:
     return owner(root) / "runs" / run / weights_sha256[:16]
 
 
+def training_folder(root: Path, run: str) -> Path:
+    """Where journal and pictures of a training lie: with its checkpoints, and with its model once it has ended."""
+    going_on = root / "checkpoints" / run
+    return going_on if (going_on / "journal.jsonl").is_file() else root / "models" / run
+
+
 def read_journal(path: Path, growing: bool = False) -> list[dict[str, float]]:
     """All lines, of the same figures in each, over a rising kimg.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -11,9 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, Terminated
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
@@ -72,9 +76,71 @@ def share_of_machine(jobs: int, cards: Sequence[str] = (), slot: int = 0) -> dic
     beside this Python are found by it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     card = {"CUDA_VISIBLE_DEVICES": cards[slot % len(cards)]} if cards else {}
-    return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ | {"PATH": path} | card
+    return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | with_own_commands() | card
+
+
+def with_own_commands() -> dict[str, str]:
+    """This process's environment, with the commands beside this Python on the PATH: uvx and pipx put them on none."""
+    return os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    }
+
+
+class Children:
+    """Processes that run at the same time, and are told SIGTERM when this one gets SIGINT or SIGTERM, or ends.
+
+    To be made in an event loop.
+
+    Attributes:
+        signal: that this process got; 0 until then.
+    """
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self.signal = 0
+        self._running = set[asyncio.subprocess.Process]()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, number)
+
+    async def start(
+        self, *command: str, env: Mapping[str, str], stdout: IO[bytes] | None = None, stderr: IO[bytes] | int
+    ) -> asyncio.subprocess.Process:
+        """Start a process of Python with these arguments, in a session of its own: Ctrl-C is for this one alone."""
+        import asyncio
+
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *command),
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=end_with(os.getpid()),
+        )
+        self._running.add(child)
+        return child
+
+    async def wait(self, child: asyncio.subprocess.Process) -> int:
+        """Wait for the end of one; returns its exit code."""
+        code = await child.wait()
+        self._running.discard(child)
+        return code
+
+    def raise_for_signal(self, left: str) -> None:
+        """Raise what ends this command by the signal that it got, if it got one; `left` says what to do."""
+        if self.signal == signal.SIGTERM:
+            raise Terminated(f"terminated; {left}")
+        if self.signal:
+            raise KeyboardInterrupt
+
+    def _end(self, number: int) -> None:
+        self.signal = number
+        for child in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
 
 
 def run(

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import AtelierError, InputError, Terminated
-from atelier.processes import end_with, share_of_machine
+from atelier.errors import AtelierError, InputError
+from atelier.processes import Children, share_of_machine
 
 
 def repro(
@@ -97,18 +97,15 @@ class _Running:
     jobs: int
     cards: Sequence[str]
     say: Callable[[str], object]
-    processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    children: Children = field(init=False)
     slots: dict[str, int] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     ran: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    signal: int = 0
 
     async def to_the_end(self) -> list[str]:
         """Start each stage once those that it needs are done; returns the names of those that ran."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
+        self.children = Children()
         tasks = set[asyncio.Task[None]]()
         waiting = list(self.pipeline.stages)
         while True:
@@ -118,13 +115,12 @@ class _Running:
                 tasks.add(asyncio.create_task(self._run(name)))
             if not tasks:
                 break
-            _, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         if self.ran:
             self._order_lock()
-        if self.signal == signal.SIGTERM:
-            raise Terminated("terminated; start it again and it goes on")
-        if self.signal:
-            raise KeyboardInterrupt
+        self.children.raise_for_signal("start it again and it goes on")
         if self.failed:
             left = f"; not run for that: {', '.join(waiting)}" if waiting else ""
             raise AtelierError(f"{', '.join(self.failed)}: failed, as said above{left}")
@@ -133,7 +129,7 @@ class _Running:
     def _ready(self, waiting: list[str]) -> list[str]:
         """The stages to start now; those that are up to date count as done, and so do not wait."""
         ready = list[str]()
-        again = not (self.failed or self.signal)
+        again = not (self.failed or self.children.signal)
         while again:
             again = False
             for name in list(waiting):
@@ -152,29 +148,16 @@ class _Running:
         return ready
 
     async def _run(self, name: str) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "atelier.repro", name),
-            env=share_of_machine(self.jobs, self.cards, self.slots[name]),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process, which hands it on
-            preexec_fn=end_with(os.getpid()),
-        )
-        self.processes[name] = process
+        environment = share_of_machine(self.jobs, self.cards, self.slots[name])
+        process = await self.children.start("atelier.repro", name, env=environment, stderr=asyncio.subprocess.PIPE)
         assert process.stderr is not None
         async for line in process.stderr:
             self.say(f"{name}: {line.decode(errors='replace').rstrip()}")
-        code = await process.wait()
-        del self.processes[name], self.slots[name]
+        code = await self.children.wait(process)
+        del self.slots[name]
         (self.failed if code else self.ran).append(name)
         if not code:
             self.done.add(name)
-
-    def _stop(self, number: int) -> None:
-        self.signal = number
-        for process in self.processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
 
     def _order_lock(self) -> None:
         """Put the new stages of `dvc.lock` in the order of the pipeline, not in that in which they happened to end."""

@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import os
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,11 +20,11 @@ from ruamel.yaml import YAML
 
 from atelier.config import Params, Range, Search
 from atelier.config.records import ModelConfig
-from atelier.errors import InputError, Terminated
+from atelier.errors import InputError
 from atelier.extras import require_extra
 from atelier.files import digest_of, remove_folder, to_json, write_atomic
-from atelier.journal import read_journal, record_folder
-from atelier.processes import end_with, share_of_machine
+from atelier.journal import read_journal, record_folder, training_folder
+from atelier.processes import Children, share_of_machine
 from atelier.tracking.origin import PIPELINE_RUN
 from atelier.tracking.runs import RunRecord, log_picture
 
@@ -130,8 +127,7 @@ class _Searching:
     root: Path
     say: Callable[[str], object]
     study: optuna.Study
-    processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
-    signal: int = 0
+    children: Children = field(init=False)
     refused: str = ""
 
     @property
@@ -139,9 +135,7 @@ class _Searching:
         return self.params.search_of(self.name)
 
     async def to_the_end(self) -> None:
-        loop = asyncio.get_running_loop()
-        for told in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(told, self._stop, told)
+        self.children = Children()
         ended = {_number(trial) for trial in self.study.trials}
         waiting = [number for number in range(self.definition.trials) if number not in ended]
         tasks = dict[int, asyncio.Task[None]]()
@@ -153,15 +147,12 @@ class _Searching:
             tasks = {number: task for number, task in tasks.items() if task not in done}
             for task in done:
                 task.result()
-        if self.signal == signal.SIGTERM:
-            raise Terminated("terminated; the same command goes on with the search")
-        if self.signal:
-            raise KeyboardInterrupt
+        self.children.raise_for_signal("the same command goes on with the search")
         if self.refused:
             raise InputError(self.refused)
 
     def _is_over(self) -> bool:
-        return bool(self.signal or self.refused)
+        return bool(self.children.signal or self.refused)
 
     def _may_start(self, number: int, running: dict[int, asyncio.Task[None]]) -> bool:
         return all(other > number - self.definition.parallel for other in running)
@@ -177,19 +168,14 @@ class _Searching:
         write_atomic(file, _dumped(YAML(), trial_params(self.name, run, settings, self.params)))
         log = file.with_suffix(".log")
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "atelier", "train", run),
-                *("--root", str(self.root), "--params", str(file.relative_to(self.root))),
+            process = await self.children.start(
+                *("atelier", "train", run, "--root", str(self.root), "--params", str(file.relative_to(self.root))),
                 # MLflow shows it below the run that stands for the search
                 env=share_of_machine(self.definition.parallel) | {PIPELINE_RUN: f"search {self.name}"},
-                stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for this process, which hands it on
-                preexec_fn=end_with(os.getpid()),
             )
-        self.processes[number] = process
-        ending = asyncio.create_task(process.wait())
+        ending = asyncio.create_task(self.children.wait(process))
         is_pruned, values = False, dict[int, float]()
         while not is_pruned:
             await asyncio.wait([ending], timeout=LOOK_SECONDS)
@@ -201,8 +187,7 @@ class _Searching:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         code = await ending
-        del self.processes[number]
-        if self.signal and not is_pruned and code:
+        if self.children.signal and not is_pruned and code:
             return
         if code == InputError.exit_code:
             self.refused = f"search.{self.name}: trial {number} was refused: {_last_line(log)}"
@@ -238,8 +223,7 @@ class _Searching:
 
     def _look(self, trial: optuna.Trial, run: str, values: dict[int, float]) -> bool:
         """Tell Optuna of new measurements; whether the trial is to be cut short."""
-        places = (self.root / "checkpoints" / run, self.root / "models" / run)
-        for line in next(filter(None, (read_journal(place / "journal.jsonl", growing=True) for place in places)), []):
+        for line in read_journal(training_folder(self.root, run) / "journal.jsonl", growing=True):
             images, distance = round(line["kimg"] * 1000), line["validation_distance"]
             if distance == next(reversed(values.values()), None) or images in values:
                 continue  # the line repeats the last measurement
@@ -248,12 +232,6 @@ class _Searching:
             if trial.should_prune():
                 return True
         return False
-
-    def _stop(self, number: int) -> None:
-        self.signal = number
-        for process in self.processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
 
 
 def trial_params(name: str, run: str, proposed: dict[str, Any], params: Params) -> dict[str, Any]:

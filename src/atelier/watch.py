@@ -12,7 +12,7 @@ import numpy as np
 from atelier.config import Params
 from atelier.errors import InputError
 from atelier.files import held_by
-from atelier.journal import read_journal, read_timing
+from atelier.journal import read_journal, read_timing, training_folder
 
 # what each stage writes, and so holds
 FOLDERS = {
@@ -91,8 +91,7 @@ def running(params: Params, root: Path) -> list[Running]:
 
 def progress_of(run: str, params: Params, root: Path) -> Progress | None:
     """How far a training is, or was when it ended; None before its first line."""
-    places = (root / "checkpoints" / run, root / "models" / run)
-    place = next((place for place in places if (place / "journal.jsonl").is_file()), places[0])
+    place = training_folder(root, run)
     lines = read_journal(place / "journal.jsonl", growing=True)
     if not lines:
         return None

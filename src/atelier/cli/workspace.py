@@ -54,10 +54,10 @@ def demo(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
     from atelier.init import init
 
     init(folder, dataset, model, is_git)
-    # the stages' command is the one beside this Python, which uvx and pipx have on no PATH
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    from atelier.processes import with_own_commands
+
     command = [sys.executable, "-m", "dvc", "repro"]
-    code = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, check=False).returncode
+    code = subprocess.run(command, cwd=folder, env=with_own_commands(), check=False).returncode
     if code:
         raise AtelierError(f"{folder}: dvc repro ended with {code}; run it again there")
     print(folder / "reports" / "index.html")
