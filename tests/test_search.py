@@ -184,3 +184,19 @@ def test_without_a_trial_there_is_no_best_one(tmp_path: Path) -> None:
     refused: Any = CliRunner().invoke(app, ["search", "small", "--show", "--root", str(root)])
     assert isinstance(refused.exception, InputError)
     assert str(refused.exception) == "search.small: no trial has ended yet; run 'atelier search small' first"
+
+
+def test_the_best_is_written_into_the_file_that_was_read(tmp_path: Path) -> None:
+    root = workspace(tmp_path / "workspace")
+    before = (root / "params.yaml").read_text()
+    (root / "other.yaml").write_text(before)
+    params = load_params(root / "other.yaml")
+    study = open_study("small", params, root)
+    trial, settings = propose(study, params.search_of("small"), 0)
+    study.add_trial(
+        optuna.trial.create_trial(params=settings, distributions=trial.distributions, value=1.0, user_attrs={TRIAL: 0})
+    )
+    command = ["search", "small", "--adopt", "--root", str(root), "--params", "other.yaml"]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    assert load_params(root / "other.yaml").run("gan").recipe.model_dump().items() >= settings.items()
+    assert (root / "params.yaml").read_text() == before

@@ -88,7 +88,7 @@ def close(hours: float | None, root: Path) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--show", "is_shown", is_flag=True, help="Train nothing; print what there is.")
-@click.option("--adopt", "is_adopted", is_flag=True, help="Write the best settings into the run in params.yaml.")
+@click.option("--adopt", "is_adopted", is_flag=True, help="Write the best settings into the run in the parameter file.")
 @with_params
 def search(name: str, is_shown: bool, is_adopted: bool, params: Params, root: Path) -> None:
     """Try settings of a run, as the section 'search' of params.yaml defines it, and print the trials, the best first.
@@ -105,7 +105,8 @@ def search(name: str, is_shown: bool, is_adopted: bool, params: Params, root: Pa
     best = searching.best_of(study, name)
     for key, share in searching.importances(study).items():
         show(f"importance of {key}: {share:.0%}")
-    settings = searching.adopt(study, name, params, root / "params.yaml") if is_adopted else best.params
+    file = root / click.get_current_context().params["params_file"]
+    settings = searching.adopt(study, name, params, file) if is_adopted else best.params
     show(f"{params.search_of(name).run}: {json.dumps(params.runs[params.search_of(name).run] | settings)}")
 
 
