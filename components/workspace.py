@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
+from atelier.components.progress import told_to_trainer
 from atelier.config.records import Report
 from atelier.errors import LOST_RANK, AtelierError, InputError
 from atelier.files import write_atomic, write_json
@@ -238,7 +239,7 @@ def run_node(run: str, root: Path) -> None:
         SystemExit: with the exit code of the process that failed first, of which torchrun makes 1.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "-m", "atelier", "train", run, "--root", str(root)]
-    with _Child() as child:
+    with _Child() as child, told_to_trainer(run, root):
         failure = child.run(command)
         if failure is None:
             return

@@ -1,5 +1,6 @@
 """The ways a command ends badly: each is one line and an exit code, never a traceback."""
 
+ALARM = "ALARM"  # begins what a training says when it collapses
 LOST_RANK = "another rank ended or cannot be reached"  # begins what a rank says that failed by no fault of its own
 
 

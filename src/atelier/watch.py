@@ -56,7 +56,7 @@ class Progress:
     """How far a training is, at the last line of its journal.
 
     Attributes:
-        kimg: seen, of `total_kimg`.
+        kimg: seen, of `total_kimg`, by all seeds together.
         images_per_second: lately.
         figures: of the journal, by name: the value of each line.
         picture: the last one it drew.
@@ -69,11 +69,15 @@ class Progress:
     picture: Path | None
 
     @property
+    def seconds_left(self) -> float:
+        """At the speed it has lately."""
+        return max(self.total_kimg - self.kimg, 0) * 1000 / max(self.images_per_second, 1e-9)
+
+    @property
     def line(self) -> str:
         """In words."""
-        left = max(self.total_kimg - self.kimg, 0) * 1000 / max(self.images_per_second, 1e-9)
         done = f"{self.kimg:g} of {self.total_kimg:g} kimg, {self.kimg / self.total_kimg:.0%}"
-        return f"{done}, {self.images_per_second:,.0f} images/s, {_duration(left)} left"
+        return f"{done}, {self.images_per_second:,.0f} images/s, {_duration(self.seconds_left)} left"
 
 
 def running(params: Params, root: Path) -> list[Running]:
@@ -91,7 +95,13 @@ def running(params: Params, root: Path) -> list[Running]:
 
 def progress_of(run: str, params: Params, root: Path) -> Progress | None:
     """How far a training is, or was when it ended; None before its first line."""
-    place = training_folder(root, run)
+    recipe, place = params.run(run).recipe, training_folder(root, run)
+    seeds = [root / "checkpoints" / run / f"seed-{recipe.seed + number}" for number in range(recipe.seeds)]
+    begun = [seed for seed in seeds if (seed / "journal.jsonl").is_file()] if recipe.seeds > 1 else []
+    if begun:
+        place = begun[-1]
+    # all but the one that is looked at have ended; beside a model, all have
+    before = recipe.kimg * (len(begun or seeds) - 1)
     lines = read_journal(place / "journal.jsonl", growing=True)
     if not lines:
         return None
@@ -99,8 +109,8 @@ def progress_of(run: str, params: Params, root: Path) -> Progress | None:
     pictures = sorted((place / "pictures").glob("[!.]*.png"))
     names = [name for name in lines[0] if name not in NOT_FIGURES]
     return Progress(
-        kimg=lines[-1]["kimg"],
-        total_kimg=params.run(run).recipe.kimg,
+        kimg=before + lines[-1]["kimg"],
+        total_kimg=recipe.kimg * recipe.seeds,
         images_per_second=times[-1]["images_per_second"] if times else 0.0,
         figures={name: [line[name] for line in lines] for name in names},
         picture=pictures[-1] if pictures else None,

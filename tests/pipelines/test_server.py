@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kubeflow_server import KubeflowServer, kubeflow_server
-from listening import listening
+from listening import certificate, listening
 
 from atelier.cli import main
 from atelier.config import load_params
@@ -238,18 +233,6 @@ def test_the_authority_of_a_company_is_named(
         for wrong in ("missing.pem", "empty.pem"):
             assert atelier(*command, "--ca-cert", str(tmp_path / wrong)) == 2
             assert "no file of certificates" in capsys.readouterr().err
-
-
-def certificate() -> bytes:
-    """A key and a certificate for 127.0.0.1 that is its own authority."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a company")])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
-    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return signed.public_bytes(Encoding.PEM) + private
 
 
 def test_an_address_with_a_password_is_refused_and_not_repeated(

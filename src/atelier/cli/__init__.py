@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atelier import __version__
-from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
+from atelier.cli.options import aligned, require_root, root_option, say, show, stage, with_params
 from atelier.cli.pipeline import pipeline, schedule
 from atelier.cli.registry import history, promote, reproduce, rollback, sample, whence
 from atelier.cli.runs import runs, search, status, watch
@@ -44,7 +44,7 @@ def app() -> None:
 
 
 @app.command()
-@with_params
+@stage
 def plan(params: Params, root: Path) -> None:
     """Write what each stage depends on, code and parameters: DVC runs again what has changed."""
     from atelier.plan import plan
@@ -58,7 +58,7 @@ def plan(params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("dataset")
-@with_params
+@stage
 def ingest(dataset: str, params: Params, root: Path) -> None:
     """Fetch the raw files of a data set from the first source that has them, and verify them by digest."""
     params.dataset(dataset)
@@ -69,7 +69,7 @@ def ingest(dataset: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("dataset")
-@with_params
+@stage
 def prepare(dataset: str, params: Params, root: Path) -> None:
     """Turn raw files into arrays, a card and a contact sheet."""
     params.dataset(dataset)
@@ -80,7 +80,7 @@ def prepare(dataset: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("dataset")
-@with_params
+@stage
 def reference(dataset: str, params: Params, root: Path) -> None:
     """Make what distances are measured with: extractors, real statistics, the floor."""
     params.dataset(dataset)
@@ -95,20 +95,22 @@ def reference(dataset: str, params: Params, root: Path) -> None:
 @with_params
 def train(run: str, params: Params, root: Path) -> None:
     """Train a run; a training that was stopped goes on from its last checkpoint."""
-    from atelier.evaluation.weights import ensure_weights
-
     dataset = params.run(run).dataset
-    ensure_weights(params.extractors(dataset), dataset, params, root)
+    from atelier.evaluation.weights import ensure_weights
+    from atelier.notify import notified
     from atelier.registry.parent import parent_of
-    from atelier.training.train import train
 
-    with parent_of(run, params, root):
-        _show(train(run, params, root, say))
+    with notified(params.notify, f"train {run}", say, tells_end=True) as tell:
+        ensure_weights(params.extractors(dataset), dataset, params, root)
+        from atelier.training.train import train
+
+        with parent_of(run, params, root):
+            _show(train(run, params, root, tell))
 
 
 @app.command()
 @click.argument("run")
-@with_params
+@stage
 def evaluate(run: str, params: Params, root: Path) -> None:
     """Judge a trained run: distances with deviations, label agreement, pictures."""
     params.run(run)
@@ -126,7 +128,7 @@ def _show(made: Path | None) -> None:
 
 @app.command()
 @click.argument("run")
-@with_params
+@stage
 def register(run: str, params: Params, root: Path) -> None:
     """Make a trained and judged run a version in the MLflow registry."""
     params.run(run)
@@ -136,7 +138,7 @@ def register(run: str, params: Params, root: Path) -> None:
 
 
 @app.command()
-@with_params
+@stage
 def compare(params: Params, root: Path) -> None:
     """Write the report over all runs and print its table."""
     from atelier.evaluation.compare import compare

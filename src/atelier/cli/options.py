@@ -40,6 +40,19 @@ def with_params(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def stage(function: Callable[..., None]) -> Callable[..., None]:
+    """`with_params` for a stage: whom `notify` names is told if it fails."""
+
+    @functools.wraps(function)
+    def command(params: Params, root: Path, **arguments: str) -> None:
+        from atelier.notify import notified
+
+        with notified(params.notify, " ".join([function.__name__, *arguments.values()]), say):
+            function(params=params, root=root, **arguments)
+
+    return with_params(command)
+
+
 root_option = click.option(
     "--root",
     type=Path,

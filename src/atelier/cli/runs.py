@@ -96,9 +96,13 @@ def search(name: str, is_shown: bool, is_adopted: bool, params: Params, root: Pa
     A search that was stopped goes on with the same command.
     """
     from atelier import search as searching
+    from atelier.notify import notified
 
-    is_read = is_shown or is_adopted
-    study = searching.open_study(name, params, root) if is_read else searching.search(name, params, root, say)
+    if is_shown or is_adopted:
+        study = searching.open_study(name, params, root)
+    else:
+        with notified(params.notify, f"search {name}", say, tells_end=True):
+            study = searching.search(name, params, root, say)
     keys = list(params.search_of(name).keys)
     for line in aligned(searching.table(study, keys)):
         show(line)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -118,6 +118,17 @@ class Compare(Section):
     title: str = "GAN and VAE, side by side"
 
 
+Event = Literal["end", "failure", "collapse"]
+
+
+class Notify(Section):
+    """Who is told how trainings, searches and `atelier repro` end, and of stages that fail."""
+
+    webhook: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""  # environment variable with its address
+    command: str = ""  # for the shell, with ATELIER_EVENT, ATELIER_WHAT and ATELIER_TEXT in its environment
+    events: list[Event] = ["end", "failure", "collapse"]
+
+
 Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -218,6 +229,7 @@ class Params(Section):
     promote: Promote = Promote()
     compare: Compare = Compare()
     search: dict[str, Search] = {}
+    notify: Notify = Notify()
 
     _resolved: dict[str, Run] = PrivateAttr(default_factory=dict)
 

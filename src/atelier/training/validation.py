@@ -18,7 +18,7 @@ from torch import Tensor
 
 from atelier.config.records import Snapshot
 from atelier.data.arrays import PreparedSplit
-from atelier.errors import InputError
+from atelier.errors import ALARM, InputError
 from atelier.evaluation.distances import DistanceTo, MomentsAccumulator
 from atelier.evaluation.evaluator import labels_like
 from atelier.evaluation.extractors import Classifier, ClassifierNetwork, batches, train_classifier
@@ -190,7 +190,7 @@ class Validation:
         now.collapsed = bool(reason)
         kimg, stop = images / 1000, self.recipe.stop
         if reason:
-            self.say(f"ALARM at {kimg:g} kimg: collapsed, {reason}")
+            self.say(f"{ALARM} at {kimg:g} kimg: collapsed, {reason}")
         if reason and before and stop.collapsed:
             now.stopped = f"collapsed at {kimg:g} kimg: {reason}"
         elif stop.patience_kimg and images - now.best_images >= stop.patience_kimg * 1000:
