@@ -34,6 +34,7 @@ READY_SECONDS = 300
 BUCKET = "mlflow"
 DATABASES = ("mlflow", "mlflow_auth")
 HOST = "127.0.0.1"
+LEAST_FREE_MIB = 512  # of the disk: below that, SeaweedFS takes nothing more
 
 
 def main() -> None:
@@ -138,11 +139,17 @@ def seaweed(folder: Path, secret: str) -> Iterator[dict[str, str]]:
     _write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
     objects = folder / "objects"
     objects.mkdir(exist_ok=True)
+    if shutil.disk_usage(objects).free < LEAST_FREE_MIB << 20:
+        sys.exit(
+            f"server: {objects}: less than {LEAST_FREE_MIB} MiB are free there; make room, or give --folder elsewhere"
+        )
     objects.chmod(0o700)
     _require_certificates(folder)
     ports = {name: _free_port() for name in ("s3", "master", "volume", "filer")}
     command = [program, "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={objects}", "-filer", "-s3"]
     command += [f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=200"]
+    # its default is a hundredth of the disk: with less than that, which may be a lot, every upload waits for ever
+    command += [f"-volume.minFreeSpace={LEAST_FREE_MIB}MiB"]
     command += ["-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={_free_port()}" for name in ports]

@@ -46,6 +46,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     command += [f"-dir={folder / 'data'}", "-filer", "-s3", f"-s3.port={s3}", f"-s3.config={config}"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={master}"]  # no port that is always the same
     command += ["-master.telemetry=false", "-volume.max=200", "-master.volumeSizeLimitMB=256"]
+    command += ["-volume.minFreeSpace=256MiB"]  # by default a share of the disk, without which all writes hang
     command += [f"-volume.port={volume}", f"-filer.port={filer}"]
     names = ("master", "volume", "filer", "s3")
     command += [f"-{name}.port.grpc={port}" for name, port in zip(names, grpc, strict=True)]
