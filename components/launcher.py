@@ -189,6 +189,14 @@ class Launcher:
         finally:
             signal.signal(signal.SIGTERM, previous)
 
+    def wait_until_gone(self, seconds: float) -> None:
+        """Wait until a deleted job's nodes have ended: what they share may be removed then."""
+        self.deadline = time.monotonic() + seconds
+        with contextlib.suppress(client.ApiException, AtelierError):  # 404
+            while self._left() > 0:
+                self._retried(self.jobs.get_namespaced_custom_object, *self.where, self.job.name)
+                self._sleep(FIRST_WAIT_SECONDS)
+
     def _create_or_adopt(self) -> None:
         """Make the job, unless an earlier try of this step did, or this one whose answer was lost."""
         manifest = self.job.manifest()
@@ -539,14 +547,15 @@ def train_on_nodes(
                 environment={PIPELINE_RUN: run_id},
                 pipeline_run=run_id,
                 deadline_seconds=round(deadline_hours * 3600),
-                owner=_workflow(api, namespace, os.environ["POD_NAME"], os.environ["POD_UID"]),
+                owner=workflow(api),
             )
-            Launcher(job, lambda line: print(line, flush=True), api, root / FAILURES).run()
+            Launcher(job, lambda line: print(line, flush=True), api, root / FAILURES / name).run()
             take(root, outputs)
 
 
-def _workflow(api: client.ApiClient, namespace: str, pod: str, uid: str) -> Owner:
+def workflow(api: client.ApiClient) -> Owner:
     """What owns this step's pod: it outlives a pod that is lost, and its TrainJob then goes on; else the pod itself."""
+    pod, uid, namespace = (os.environ[name] for name in ("POD_NAME", "POD_UID", NAMESPACE))
     with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError, OSError):
         found = client.CoreV1Api(api).read_namespaced_pod(pod, namespace, _request_timeout=TIMEOUT_SECONDS)
         for owner in found.metadata.owner_references or []:

@@ -17,7 +17,7 @@ from typing import Any
 
 import requests
 
-from atelier.config import Params, load_params
+from atelier.config import load_params
 from atelier.errors import AtelierError
 from atelier.watch import Progress, progress_of
 
@@ -28,18 +28,23 @@ LONGEST = 64  # characters of a metric's name
 
 
 @contextmanager
-def told_to_trainer(run: str, root: Path) -> Iterator[None]:
+def told_to_trainer(run: str, root: Path, file: str = "params.yaml") -> Iterator[None]:
     """Tell Trainer how far a training is while the block runs, and once more after it.
 
     It is told by the first node, from the journal in the workspace that nodes share. What Trainer refuses, or does not
     answer, is said once and holds no training up.
+
+    Args:
+        run: that is trained.
+        root: the workspace that nodes share.
+        file: its parameters, relative to `root`.
     """
     url = os.environ.get(URL)
     if not url or os.environ.get("PET_NODE_RANK") not in FIRST_NODE:
         yield
         return
-    params, ended = load_params(root / "params.yaml"), threading.Event()
-    thread = threading.Thread(target=_tell, args=(url, run, params, root, ended), daemon=True)
+    ended = threading.Event()
+    thread = threading.Thread(target=_tell, args=(url, run, root, file, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -48,13 +53,13 @@ def told_to_trainer(run: str, root: Path) -> Iterator[None]:
         thread.join(TIMEOUT_SECONDS)
 
 
-def _tell(url: str, run: str, params: Params, root: Path, ended: threading.Event) -> None:
+def _tell(url: str, run: str, root: Path, file: str, ended: threading.Event) -> None:
     told, refused = None, ""
     is_last = False
     while not is_last:
         is_last = ended.wait(INTERVAL_SECONDS)
         try:
-            progress = progress_of(run, params, root)
+            progress = progress_of(run, load_params(root / file, (), root), root)
             if progress is None or progress == told:
                 continue
             _send(url, trainer_status(progress))

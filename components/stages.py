@@ -155,6 +155,23 @@ def promote(params: dict[str, Any], alias: str, records: Input[list[Artifact]], 
 
 
 @component
+def search(
+    search: str,
+    params: dict[str, Any],
+    image: str,
+    gpus: int,
+    deadline_hours: float,
+    data: Input[Dataset],
+    found: Output[Artifact],
+    page: Output[HTML],
+) -> None:
+    """Try settings of a run: trials as TrainJobs of an image, or processes of this step without one."""
+    from atelier.components.searching import run_search
+
+    run_search(search, params, [data], found, page, image, gpus, deadline_hours)
+
+
+@component
 def close_runs() -> None:
     """What a pipeline does at its end, however it ends: nothing of it trains on, no MLflow run stays open."""
     from atelier.components.launcher import close_pipeline

@@ -36,7 +36,7 @@ WORKSPACES = "ATELIER_WORKSPACES"  # in the environment: the folder of a shared 
 KEPT_DAYS = 14
 RETRY_SECONDS = 30.0
 LAST_LINES = 200  # in which a failed training's reason is looked for: torchrun adds a report of its own
-FAILURES = "failures"  # in a workspace: what nodes of a TrainJob left
+FAILURES = "failures"  # in a workspace: what the nodes of each run's TrainJob left
 SOURCES = "sources"  # a stage's parameter beside the sections of params.yaml: code of the workspace's own models
 PLACE = "place"  # metadata of an artifact: its path in a workspace, such as models/RUN
 
@@ -232,15 +232,20 @@ def run_command(command: Sequence[str]) -> None:
             time.sleep(RETRY_SECONDS)
 
 
-def run_node(run: str, root: Path) -> None:
+def run_node(run: str, root: Path, params: str = "params.yaml") -> None:
     """Train on this node of a TrainJob, once; a failure is left in the shared workspace, where the launcher finds it.
+
+    Args:
+        run: to train.
+        root: the shared workspace.
+        params: its parameter file, relative to `root`.
 
     Raises:
         SystemExit: with the exit code of the process that failed first, of which torchrun makes 1.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "-m", "atelier", "train", run, "--root", str(root)]
-    with _Child() as child, told_to_trainer(run, root):
-        failure = child.run(command)
+    command = [sys.executable, "-m", "torch.distributed.run", "-m", "atelier", "train", run]
+    with _Child() as child, told_to_trainer(run, root, params):
+        failure = child.run([*command, "--root", str(root), "--params", params])
         if failure is None:
             return
         if not child.stopped and LOST_RANK not in failure.line:
@@ -248,9 +253,8 @@ def run_node(run: str, root: Path) -> None:
             # of several seeds each has a folder
             newest = max((path.relative_to(folder).as_posix() for path in folder.rglob("*.checkpoint")), default="")
             host = socket.gethostname()
-            write_json(
-                root / FAILURES / f"{host}-{time.time_ns()}.json", {"host": host, "newest": newest, **failure._asdict()}
-            )
+            report = root / FAILURES / run / f"{host}-{time.time_ns()}.json"
+            write_json(report, {"host": host, "newest": newest, **failure._asdict()})
         print(f"atelier: {failure.line}", file=sys.stderr, flush=True)  # after torchrun's own words
         raise SystemExit(failure.code)
 
@@ -324,4 +328,4 @@ def log_figures(figures: Artifact, report: Artifact) -> None:
 
 
 if __name__ == "__main__":  # the command of a TrainJob's nodes
-    run_node(sys.argv[1], Path(sys.argv[2]))
+    run_node(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

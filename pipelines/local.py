@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def run_local(params: Params, root: Path, out: Path, image: str | None, promote: str = "") -> Path:
+def run_local(params: Params, root: Path, out: Path, image: str | None, promote: str = "", search: str = "") -> Path:
     """Run the pipeline in subprocesses, or in containers of an image, and lay its outputs out as a workspace.
 
     Args:
@@ -36,6 +36,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
             workspace has it, and the MLflow store, unless MLFLOW_TRACKING_URI names another.
         image: a container image; None for subprocesses.
         promote: see `Options`.
+        search: see `Options`.
 
     Raises:
         InputError: if `out` holds something, a file or folder of `ingest.paths` is not there, or a data set has no run.
@@ -46,12 +47,12 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
     from docker.errors import DockerException
     from kfp import local
 
-    from atelier.pipelines.training import Options, arguments, build, common_params, gates, handed_over
+    from atelier.pipelines.training import Options, arguments, build, handed_over
 
-    values = arguments(params)
+    values = arguments(params, search)
     paths = dict[str, str]()
-    for item in values["datasets"]:
-        if not item["runs"]:
+    for item in [values] if search else values["datasets"]:
+        if not search and not item["runs"]:
             raise InputError(
                 f"params.yaml: datasets: '{item['dataset']}' has no run, and Kubeflow's local runner fails at a loop "
                 "over none; add one, or leave the data set out"
@@ -68,13 +69,15 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
         with warnings.catch_warnings(), _flat_lists(), _same_print():
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
-            options = Options(image or "python", volume=False, tries=1, environment=environment, promote=promote)
-            build(options, common_params(params), gates(params))(**values)
+            options = Options(
+                image or "python", volume=False, tries=1, environment=environment, promote=promote, search=search
+            )
+            build(options, params)(**values)
     except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)
     write_sources(out, handed_over(params, params.runs))
-    _require_outputs(params, out)
+    _require_outputs(params, search, out)
     return out
 
 
@@ -135,10 +138,10 @@ def _place_artifacts(out: Path) -> None:
                     place(Path(artifact["uri"]), out / where)
 
 
-def _require_outputs(params: Params, out: Path) -> None:
+def _require_outputs(params: Params, search: str, out: Path) -> None:
     """A run is judged by what it made: Docker has been seen to report a failed container as a success."""
     wanted = [f"data/prepared/{dataset}/card.json" for dataset in params.datasets]
     wanted += [f"registry/{run}.json" for run in params.runs]
-    for output in [*wanted, "reports/index.html"]:
+    for output in [f"search/{search}/optuna.log"] if search else [*wanted, "reports/index.html"]:
         if not (out / output).is_file():
             raise AtelierError(f"{out / output}: missing after the run, although no stage said that it failed")

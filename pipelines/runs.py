@@ -20,7 +20,7 @@ from kubernetes.config import ConfigException
 from atelier.components.launcher import RUN_LABEL, api_client
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
-from atelier.pipelines.training import NAME, NEEDS, Options, arguments, compile_pipeline
+from atelier.pipelines.training import NEEDS, Options, arguments, compile_pipeline
 
 if TYPE_CHECKING:
     from atelier.config import Params
@@ -66,7 +66,7 @@ def upload(server: Server, params: Params, options: Options) -> Any:
     """The compiled pipeline as a version on the server; the same file is uploaded once, whoever does it."""
     with tempfile.TemporaryDirectory() as folder:
         file = compile_pipeline(params, options, Path(folder) / "pipeline.yaml")
-        return server.pipeline_version(NAME, f"{NAME}-{digest(file)[:12]}", str(file))
+        return server.pipeline_version(options.name, f"{options.name}-{digest(file)[:12]}", str(file))
 
 
 def submit(
@@ -79,8 +79,9 @@ def submit(
 ) -> Any:
     """Start a run of the pipeline with these parameters; returns the server's run."""
     version = upload(server, params, options)
-    name = f"{NAME}-{uuid.uuid4().hex[:12]}"
-    return server.run(name, server.experiment(experiment), version, arguments(params) | dict(data_version), account)
+    name = f"{options.name}-{uuid.uuid4().hex[:12]}"
+    values = arguments(params, options.search) | dict(data_version)
+    return server.run(name, server.experiment(experiment), version, values, account)
 
 
 def page(server: Server, run_id: str) -> str:
@@ -247,7 +248,7 @@ def _identity(pod: Any) -> tuple[str, str] | None:
         if option == "--executor_input" and value.startswith("{") and not value.startswith("{{"):
             values = json.loads(value).get("inputs", {}).get("parameterValues", {})
             break
-    return stage, str(values.get("run") or values.get("dataset") or "")
+    return stage, str(next((values[key] for key in ("run", "dataset", "search") if values.get(key)), ""))
 
 
 def held_up(pod: Any) -> str:

@@ -19,7 +19,7 @@ from atelier.files import write_atomic
 from atelier.own_code import sources
 from atelier.plan import STAGES as PLANNED
 
-NAME = "atelier-training"
+NAME, SEARCH_NAME = "atelier-training", "atelier-search"
 IMAGE_BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 SETTINGS = "atelier-settings"  # ConfigMap: MLFLOW_TRACKING_URI and the address of S3
 CREDENTIALS = "atelier-credentials"  # Secret: keys of S3, and of MLflow where it asks for some
@@ -69,6 +69,7 @@ NEEDS = {
     "register": Needs("1", "4G", effects=True),
     "compare": Needs("1", "2G"),
     "promote": Needs("500m", "2G", effects=True),
+    "search": Needs("500m", "2G", effects=True),  # it proposes and waits
     "close-runs": Needs("500m", "1G", effects=True),
 }
 
@@ -86,6 +87,7 @@ class Options:
         tries: of a stage's command that fails; see `workspace.run_command`.
         environment: of every stage, for a run outside a cluster.
         promote: the alias that versions which pass the gates are promoted to at the end; empty: none is.
+        search: the name of a search that is run instead; each trial is a TrainJob where there is a volume.
     """
 
     image: str
@@ -96,10 +98,34 @@ class Options:
     tries: int = 3
     environment: Mapping[str, str] = field(default_factory=dict)
     promote: str = ""
+    search: str = ""
+
+    @property
+    def on_jobs(self) -> bool:
+        """Whether trainings are TrainJobs."""
+        return self.nodes > 1 or bool(self.search and self.volume)
+
+    @property
+    def name(self) -> str:
+        """Of the pipeline on a server."""
+        return SEARCH_NAME if self.search else NAME
 
 
-def arguments(params: Params) -> dict[str, Any]:
-    """The pipeline's parameters: a list of data sets, each with its runs, each with what its stages read."""
+def arguments(params: Params, search: str = "") -> dict[str, Any]:
+    """The pipeline's parameters: a list of data sets, each with its runs, each with what its stages read.
+
+    Of a search: its data set, and what its stages read.
+    """
+    if search:
+        run = params.search_of(search).run
+        dataset = params.run(run).dataset
+        definition = params.search_of(search).model_dump(mode="json", exclude_none=True)
+        return {
+            "dataset": dataset,
+            "search": search,
+            **{stage: stage_params(params, stage, [dataset], ()) for stage in ("ingest", "prepare")},
+            "params": stage_params(params, "train", [dataset], [run]) | {"search": {search: definition}},
+        }
     return {
         "datasets": [
             {
@@ -163,7 +189,7 @@ def _key(name: str) -> str:
 def common_params(params: Params) -> str:
     """What changes nothing that is made, as JSON: it goes to all stages by their environment, past the cache's key."""
     read = {_key(name) for stage in PLANNED.values() for name in stage.reads} | {"ingest.paths", "prepare.sets"}
-    values = params.model_dump(mode="json", by_alias=True, exclude={"datasets", "runs", "promote"})
+    values = params.model_dump(mode="json", by_alias=True, exclude={"datasets", "runs", "promote", "search"})
     return json.dumps(
         {
             section: {key: value for key, value in keys.items() if f"{section}.{key}" not in read}
@@ -183,14 +209,17 @@ def compile_pipeline(params: Params, options: Options, target: Path) -> Path:
         raise InputError(
             f"--image {options.image}: name it by its digest, REPOSITORY@sha256:…, as 'docker push' prints it"
         )
+    if options.search:
+        params.search_of(options.search)  # there is one
     if options.nodes > 1 and not (options.volume and options.gpus):
         raise InputError("--nodes: training on several nodes needs --gpus and --volume")
     if (ranks := options.nodes * options.gpus) > 1:
         _require_even_split(params, ranks)
     partial = target.with_name(f".{target.stem}.partial.yaml")
     try:
-        pipeline = build(options, common_params(params), gates(params))
-        compiler.Compiler().compile(pipeline, str(partial), pipeline_parameters=arguments(params))
+        compiler.Compiler().compile(
+            build(options, params), str(partial), pipeline_parameters=arguments(params, options.search)
+        )
         lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
         # kfp lists the inputs in a comment, in another order each time
         write_atomic(target, "".join(line for line in lines if not line.startswith("#")))
@@ -216,40 +245,48 @@ def gates(params: Params) -> dict[str, Any]:
     return stage_params(params, "compare", params.datasets, ()) | {"promote": promote}
 
 
-def build(options: Options, common: str, gates: dict[str, Any]) -> Any:
-    """The pipeline as kfp compiles or runs it; `common` and `gates` are of the functions above."""
+def place_on_node(task: Any, options: Options, common: str) -> Any:
+    """Give a task its image, resources, secrets, retries and caching."""
+    stage, image, gpus = task.name, options.image, options.gpus
+    needs = NEEDS[stage]
+    task.set_container_image(image).set_caching_options(not needs.effects)
+    task.set_cpu_request(needs.cpu).set_memory_request(needs.memory).set_memory_limit(needs.memory)
+    if needs.gpu and gpus:
+        count = gpus if stage == "train" else 1
+        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(count)
+    if options.tries > 1:
+        # The server tries again what its pod was lost of, not what failed: that is for `workspace.run_command`.
+        # The window is of all tries together, and the later ones are ended with it: as long as the stage may take.
+        window = f"{round(options.deadline_hours * 3600)}s"
+        task.set_retry(LOST_PODS, backoff_duration="30s", backoff_factor=1, backoff_max_duration=window)
+    task.set_env_variable(TRIES, str(options.tries)).set_env_variable(COMMON_PARAMS, common)
+    kubernetes.use_config_map_as_env(task, SETTINGS, {key: key for key in SETTING_KEYS}, optional=True)
+    kubernetes.use_secret_as_env(task, CREDENTIALS, {key: key for key in CREDENTIAL_KEYS}, optional=True)
+    kubernetes.use_field_path_as_env(task, "ATELIER_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
+    if "@" in image:
+        task.set_env_variable("ATELIER_IMAGE_DIGEST", image.partition("@")[2])
+    for name, value in options.environment.items():
+        task.set_env_variable(name, value)
+    if options.on_jobs and stage in ("ingest", "train-on-nodes", "search", "close-runs"):
+        for name, field in {"NAME": "name", "UID": "uid", "NAMESPACE": "namespace"}.items():
+            kubernetes.use_field_path_as_env(task, f"POD_{name}", f"metadata.{field}")
+    if stage == "train":
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")
+    if stage in ("train", "train-on-nodes", "search", "close-runs") and options.volume:
+        kubernetes.mount_pvc(task, VOLUME, VOLUME_PATH)
+        task.set_env_variable(WORKSPACES, VOLUME_PATH)
+    return task
 
+
+def build(options: Options, params: Params) -> Any:
+    """The pipeline as kfp compiles or runs it."""
+    common = common_params(params)
+    return _searching(options, common) if options.search else _training(options, common, gates(params))
+
+
+def _training(options: Options, common: str, gates: dict[str, Any]) -> Any:
     def on_node(task: Any) -> Any:
-        """Give a task its image, resources, secrets, retries and caching."""
-        stage, image, gpus = task.name, options.image, options.gpus
-        needs = NEEDS[stage]
-        task.set_container_image(image).set_caching_options(not needs.effects)
-        task.set_cpu_request(needs.cpu).set_memory_request(needs.memory).set_memory_limit(needs.memory)
-        if needs.gpu and gpus:
-            count = gpus if stage == "train" else 1
-            task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(count)
-        if options.tries > 1:
-            # The server tries again what its pod was lost of, not what failed: that is for `workspace.run_command`.
-            # The window is of all tries together, and the later ones are ended with it: as long as the stage may take.
-            window = f"{round(options.deadline_hours * 3600)}s"
-            task.set_retry(LOST_PODS, backoff_duration="30s", backoff_factor=1, backoff_max_duration=window)
-        task.set_env_variable(TRIES, str(options.tries)).set_env_variable(COMMON_PARAMS, common)
-        kubernetes.use_config_map_as_env(task, SETTINGS, {key: key for key in SETTING_KEYS}, optional=True)
-        kubernetes.use_secret_as_env(task, CREDENTIALS, {key: key for key in CREDENTIAL_KEYS}, optional=True)
-        kubernetes.use_field_path_as_env(task, "ATELIER_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
-        if "@" in image:
-            task.set_env_variable("ATELIER_IMAGE_DIGEST", image.partition("@")[2])
-        for name, value in options.environment.items():
-            task.set_env_variable(name, value)
-        if options.nodes > 1 and stage in ("ingest", "train-on-nodes", "close-runs"):
-            for name, field in {"NAME": "name", "UID": "uid", "NAMESPACE": "namespace"}.items():
-                kubernetes.use_field_path_as_env(task, f"POD_{name}", f"metadata.{field}")
-        if stage == "train":
-            kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")
-        if stage in ("train", "train-on-nodes", "close-runs") and options.volume:
-            kubernetes.mount_pvc(task, VOLUME, VOLUME_PATH)
-            task.set_env_variable(WORKSPACES, VOLUME_PATH)
-        return task
+        return place_on_node(task, options, common)
 
     # A pipeline of its own: the server finds no value for a loop over a field of another loop's item, but takes the
     # field as a parameter of a pipeline. Data come in one by one: of a list that goes into a loop, the server hands on
@@ -333,3 +370,65 @@ def build(options: Options, common: str, gates: dict[str, Any]) -> Any:
         on_node(components.close_runs()).after(ran).ignore_upstream_failure()
 
     return training
+
+
+def _searching(options: Options, common: str) -> Any:
+    def on_node(task: Any) -> Any:
+        return place_on_node(task, options, common)
+
+    @dsl.pipeline(name="search-stages")
+    def stages(dataset: str, search: str, ingest: dict[str, Any], prepare: dict[str, Any], params: dict[str, Any],
+               repository: str, revision: str, dvc_remote: str) -> None:  # fmt: skip
+        ingested = on_node(
+            components.ingest(
+                dataset=dataset, params=ingest, repository=repository, revision=revision, dvc_remote=dvc_remote
+            )
+        )
+        prepared = on_node(components.prepare(dataset=dataset, params=prepare, raw=ingested.outputs["raw"]))
+        on_node(
+            components.search(
+                search=search,
+                params=params,
+                image=options.image if options.on_jobs else "",
+                gpus=options.gpus,
+                deadline_hours=float(options.deadline_hours),
+                data=prepared.outputs["data"],
+            )
+        )
+
+    @dsl.pipeline(name=SEARCH_NAME, description="Trials of a run's settings, judged by validation images.")
+    def searching(
+        dataset: str,
+        search: str,
+        ingest: dict[str, Any],
+        prepare: dict[str, Any],
+        params: dict[str, Any],
+        repository: str = "",
+        revision: str = "",
+        dvc_remote: str = "",
+    ) -> None:
+        """Try settings of a run.
+
+        Args:
+            dataset: of the run.
+            search: its name.
+            ingest: what `ingest` reads of params.yaml.
+            prepare: what `prepare` reads of it.
+            params: what the search and its trials read of it.
+            repository: as for the training pipeline, like the others.
+            revision: of the raw data.
+            dvc_remote: of the raw data.
+        """
+        ran = stages(
+            dataset=dataset,
+            search=search,
+            ingest=ingest,
+            prepare=prepare,
+            params=params,
+            repository=repository,
+            revision=revision,
+            dvc_remote=dvc_remote,
+        )
+        on_node(components.close_runs()).after(ran).ignore_upstream_failure()
+
+    return searching

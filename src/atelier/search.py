@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from atelier.config import Params, Range, Search
 from atelier.config.records import ModelConfig
 from atelier.errors import InputError
 from atelier.extras import require_extra
-from atelier.files import digest_of, remove_folder, to_json, write_atomic
+from atelier.files import digest_of, remove_folder, write_atomic
 from atelier.journal import read_journal, record_folder, training_folder
 from atelier.processes import Children, share_of_machine
 from atelier.tracking.origin import PIPELINE_RUN
@@ -37,21 +38,28 @@ STARTUP = 8  # trials before the sampler and the pruner have something to go by
 PRUNED_BELOW = 33.0  # percent of the earlier trials that a trial must be among, at each measurement
 
 
-def search(name: str, params: Params, root: Path, say: Callable[[str], object]) -> optuna.Study:
+TRAIN = ("atelier", "train")  # the module that trains a trial, and its first arguments
+
+
+def search(
+    name: str, params: Params, root: Path, say: Callable[[str], object], train: Sequence[str] = TRAIN
+) -> optuna.Study:
     """Run the trials of a search that have not ended yet.
 
     Args:
         name: of the search in `params.yaml`.
         params: of the workspace.
         root: the workspace; `search/NAME/` holds Optuna's journal, and the parameters of each trial as a file.
-        say: told a line a trial.
+        say: told a line per trial.
+        train: the module that trains a trial in this workspace, and its first arguments; RUN, --root and --params
+            follow. SIGTERM ends it.
 
     Raises:
         InputError: if there is no such search, its trials are of another definition, or a trial is refused.
         Terminated: after SIGTERM; the same command goes on.
     """
     study = open_study(name, params, root)
-    asyncio.run(_Searching(name, params, root, say, study).to_the_end())
+    asyncio.run(_Searching(name, params, root, say, study, train).to_the_end())
     return study
 
 
@@ -61,7 +69,9 @@ def open_study(name: str, params: Params, root: Path) -> optuna.Study:
     Raises:
         InputError: if there is no such search, or the extra is missing, or the study is of another definition.
     """
-    definition = digest_of(to_json([params.search_of(name).model_dump(), _entry(name, params)]).encode())
+    definition = digest_of(
+        json.dumps([params.search_of(name).model_dump(), _entry(name, params)], sort_keys=True).encode()
+    )
     require_extra("search")
     import optuna
     from optuna.storages import JournalStorage
@@ -103,7 +113,8 @@ def propose(study: optuna.Study, definition: Search, number: int) -> tuple[optun
     pruner = optuna.pruners.PercentilePruner(PRUNED_BELOW, n_startup_trials=STARTUP, n_min_trials=STARTUP // 2)
     known = optuna.create_study(sampler=sampler, pruner=pruner)
     known.add_trials(sorted(earlier, key=_number))
-    trial = known.ask({key: _distribution(values) for key, values in definition.keys.items()})
+    # in an order that no way of handing the definition over changes: what is drawn depends on it
+    trial = known.ask({key: _distribution(values) for key, values in sorted(definition.keys.items())})
     settings = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in trial.params.items()}
     return trial, settings
 
@@ -127,6 +138,7 @@ class _Searching:
     root: Path
     say: Callable[[str], object]
     study: optuna.Study
+    train: Sequence[str]
     children: Children = field(init=False)
     refused: str = ""
 
@@ -169,9 +181,9 @@ class _Searching:
         log = file.with_suffix(".log")
         with log.open("wb") as output:
             process = await self.children.start(
-                *("atelier", "train", run, "--root", str(self.root), "--params", str(file.relative_to(self.root))),
+                *(*self.train, run, "--root", str(self.root), "--params", str(file.relative_to(self.root))),
                 # MLflow shows it below the run that stands for the search
-                env=share_of_machine(self.definition.parallel) | {PIPELINE_RUN: f"search {self.name}"},
+                env={PIPELINE_RUN: f"search {self.name}"} | share_of_machine(self.definition.parallel),
                 stdout=output,
                 stderr=output,
             )
@@ -269,7 +281,7 @@ def best_of(study: optuna.Study, name: str) -> optuna.trial.FrozenTrial:
 
 
 def table(study: optuna.Study, keys: Iterable[str]) -> list[tuple[str, ...]]:
-    """A row a trial, the best first, under a row of headings."""
+    """A row per trial, the best first, under a row of headings."""
     ended = sorted(
         study.trials,
         key=lambda one: (one.state.name != "COMPLETE", one.state.name != "PRUNED", one.value or 0.0, _number(one)),

@@ -4,6 +4,7 @@ where a `dvc repro` is at hand, in integration/test_pipeline.py.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -16,6 +17,9 @@ from registries import report
 from atelier.config import load_params
 from atelier.files import read_json
 from atelier.pipelines.local import run_local
+from atelier.search import open_study
+from own_pictures import write_pictures
+from small_models import SMALL_STAGES
 
 pytestmark = pytest.mark.processes
 
@@ -130,3 +134,35 @@ def test_outputs_that_are_there_are_kept(small_mnist: Path, environment: dict[st
     assert result.returncode == 2
     assert "not empty" in result.stderr
     assert [path.name for path in out.iterdir()] == ["file"]
+
+
+SEARCH = """
+datasets: [own]
+runs:
+  gan:
+    {dataset: own, model: cgan, batch: 16, width: 4, latent: 4,
+    validation: {share: 0.5, samples: 100, every_kimg: 0.1, classifier_kimg: 0.1}}
+ingest: {paths: {own: pictures}}
+search: {lr: {run: gan, keys: {width: [4, 8], generator_lr: {log: [1e-4, 1.e-2]}}, trials: 2, kimg: 0.2}}
+"""
+
+
+def test_a_search_has_the_trials_and_the_winner_of_atelier_search(tmp_path: Path, environment: dict[str, str]) -> None:
+    write_pictures(tmp_path / "pictures", 80)
+    (tmp_path / "params.yaml").write_text(SEARCH + SMALL_STAGES)
+    assert pipeline(tmp_path, environment, "--local", "--search", "lx").returncode == 2
+    ran = pipeline(tmp_path, environment, "--local", "--search", "lr", "--out", "out")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    (tmp_path / "data").symlink_to("out/data")
+    here = [sys.executable, "-m", "atelier", "search", "lr"]
+    subprocess.run(here, env=environment, cwd=tmp_path, capture_output=True, check=True)
+    params = load_params(tmp_path / "params.yaml")
+    ours, theirs = (open_study("lr", params, root) for root in (tmp_path, tmp_path / "out"))
+    tried = [
+        sorted((trial.user_attrs["trial"], trial.params, trial.value) for trial in study.trials)
+        for study in (ours, theirs)
+    ]
+    assert len(tried[0]) == 2
+    assert tried[0] == tried[1]
+    (page,) = (tmp_path / "out").rglob("page")
+    assert f"best: {html.escape(str(ours.best_params))}" in page.read_text()

@@ -56,6 +56,11 @@ promote_option = click.option(
 )
 
 
+search_option = click.option(
+    "--search", metavar="NAME", default="", help="Run this search of params.yaml, in place of all runs."
+)
+
+
 def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that a compiled pipeline depends on; the function gets them as `Options`."""
 
@@ -68,14 +73,17 @@ def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
         volume: bool,
         tries: int,
         promote: str,
+        search: str,
         **arguments: Any,
     ) -> None:
         from atelier.pipelines.training import Options
 
-        function(**arguments, options=Options(image, gpus, nodes, deadline_hours, volume, tries, promote=promote))
+        options = Options(image, gpus, nodes, deadline_hours, volume, tries, promote=promote, search=search)
+        function(**arguments, options=options)
 
     for option in (
         promote_option,
+        search_option,
         click.option(
             "--tries",
             type=click.IntRange(1, 10),
@@ -154,8 +162,11 @@ def compile_command(output: Path, options: Options, params: Params, root: Path) 
 @click.option("--image", help="For --docker: a local image of the project.")
 @click.option("--out", type=Path, default="kubeflow", show_default=True, help="New folder that gets all outputs.")
 @promote_option
+@search_option
 @with_params
-def run(local: bool, docker: bool, image: str | None, out: Path, promote: str, params: Params, root: Path) -> None:
+def run(
+    local: bool, docker: bool, image: str | None, out: Path, promote: str, search: str, params: Params, root: Path
+) -> None:
     """Run the whole pipeline on this machine; the folder of outputs is a workspace."""
     if local == docker:
         raise InputError("give one of --local and --docker")
@@ -163,7 +174,7 @@ def run(local: bool, docker: bool, image: str | None, out: Path, promote: str, p
         raise InputError("--docker and --image go together")
     from atelier.pipelines.local import run_local
 
-    print(run_local(params, root, out, image, promote))
+    print(run_local(params, root, out, image, promote, search))
 
 
 @pipeline.command()
@@ -335,7 +346,7 @@ def set_command(
         name,
         cron,
         version,
-        arguments(params) | data_version,
+        arguments(params, options.search) | data_version,
         experiment,
         max_concurrency=max_concurrency,
         catchup=catchup,
