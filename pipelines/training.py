@@ -280,6 +280,8 @@ def place_on_node(task: Any, options: Options, common: str) -> Any:
 
 def build(options: Options, params: Params) -> Any:
     """The pipeline as kfp compiles or runs it."""
+    if options.search and options.promote:
+        raise InputError("--promote: a search makes no versions; leave out one of --promote and --search")
     common = common_params(params)
     return _searching(options, common) if options.search else _training(options, common, gates(params))
 
