@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import kfp_server_api
 import urllib3
@@ -67,10 +66,10 @@ class Server:
         host = host or os.environ.get("KF_PIPELINES_ENDPOINT")
         if not host:
             raise InputError("no server: give --host http://…, or set KF_PIPELINES_ENDPOINT")
+        if "@" in host:
+            raise InputError("--host: names a user; leave that out, and set KF_PIPELINES_TOKEN")
         if not host.startswith(("http://", "https://")):
             raise InputError(f"--host {host}: must begin with http:// or https://")
-        if "@" in urlsplit(host).netloc:
-            raise InputError("--host: names a user; leave that out, and set KF_PIPELINES_TOKEN")
         self.host, self.namespace = host.rstrip("/"), namespace
         configuration = kfp_server_api.Configuration(host=self.host)
         configuration.retries = False  # all tries are made here, where it is known what may be repeated

@@ -235,10 +235,11 @@ def test_the_authority_of_a_company_is_named(
             assert "no file of certificates" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", ["https://bob:hunter2@127.0.0.1:9", "bob:hunter2@127.0.0.1:9"])
 def test_an_address_with_a_password_is_refused_and_not_repeated(
-    atelier: Command, capsys: pytest.CaptureFixture[str]
+    address: str, atelier: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert atelier("schedule", "list", "--host", "https://bob:hunter2@127.0.0.1:9") == 2
+    assert atelier("schedule", "list", "--host", address) == 2
     assert "hunter2" not in capsys.readouterr().err
 
 
