@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,4 +109,6 @@ def _write_table(name: str, root: Path, page: Artifact) -> None:
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        {"search": _search, "trial": _trial}[sys.argv[1]](*sys.argv[2:])
+        what, *arguments = sys.argv[1:]
+        commands: dict[str, Callable[..., None]] = {"search": _search, "trial": _trial}
+        commands[what](*arguments)
