@@ -232,6 +232,8 @@ def mlflow(
         "MLFLOW_AUTH_ADMIN_PASSWORD": keys["admin"],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": keys["flask"],
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # seven processes and a gigabyte for jobs that nothing of ours starts
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # nobody may have the server or another client open a pickle
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
