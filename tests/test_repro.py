@@ -76,7 +76,7 @@ stages:
     assert any("bad: failed to run: " in line and line.endswith("exited with 2") for line in said)
     assert (root / "good").read_text() == "b\n"
     (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text().replace("echo no data >&2; exit 2", "touch bad"))
-    assert repro([], 2, [], root, print) == ["bad", "after"]
+    assert set(repro([], 2, [], root, print)) == {"bad", "after"}  # whichever ends first
 
 
 def test_cores_and_cards_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

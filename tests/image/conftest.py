@@ -37,7 +37,7 @@ class Docker:
             return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     """The engine that runs already, or one of our own with its files in a folder of its own."""
     if (running := Docker(None)).answers():
@@ -70,7 +70,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The base image, pulled, or where no registry can be reached made from Debian's packages under the same name."""
     known = docker("image", "inspect", BASE, check=False).returncode == 0
@@ -91,7 +91,7 @@ def base(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> str:
     return BASE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def image(docker: Docker, base: str) -> Iterator[str]:
     """The image of the working tree."""
     tag = f"atelier-test:{os.getpid()}"

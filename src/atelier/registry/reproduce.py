@@ -43,7 +43,9 @@ class RecordedParams(Record):
             name: {
                 key: value
                 for key, value in run.items()
-                if run.get(TUNES.get(key, "")) not in OFF and (key != "labels" or conditional or value is False)
+                if value is not None
+                and run.get(TUNES.get(key, "")) not in OFF
+                and (key != "labels" or conditional or value is False)
             }
             for name, run in self.runs.items()
         }
