@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -19,6 +20,7 @@ from atelier.config import load_params
 from atelier.config.records import LeftOut
 from atelier.data import pack
 from atelier.data.ingest import ingest
+from atelier.data.sources import archive
 from atelier.errors import AtelierError, InputError
 from atelier.files import folder_digest
 from own_pictures import card_of, counts, picture, tar_of, write_params, write_pictures
@@ -245,6 +247,29 @@ def test_tars_one_after_another_are_one(tmp_path: Path, compressed: bool) -> Non
         content += tar_of(folder, tmp_path / f"{start}.{suffix}").read_bytes()
     (tmp_path / f"all.{suffix}").write_bytes(content)
     assert len(packed(tmp_path / "root", tmp_path / f"all.{suffix}")) == 60
+
+
+def test_gzip_is_read_as_python_reads_it_and_its_padding_not_byte_by_byte() -> None:
+    parts = [bytes(3 << 20), os.urandom(3 << 20), b"", b"end"]
+    padded = bytes(4 << 20).join(gzip.compress(part) for part in parts) + bytes(1 << 20)
+    reads = list[int]()
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            reads.append(size or 0)
+            return super().read(size)
+
+    unpacked = io.BufferedReader(archive._Gunzipped(Counted(padded)))
+    assert b"".join(iter(lambda: unpacked.read(100_000), b"")) == gzip.decompress(padded) == b"".join(parts)
+    assert len(reads) < 100
+    whole = gzip.compress(parts[1])
+    for damaged, error in (
+        *((whole[:-at], EOFError) for at in (1, 8, 9, 1 << 20)),
+        (whole[:-8] + bytes(8), zlib.error),
+        (whole + b"more", zlib.error),
+    ):
+        with pytest.raises(error):
+            io.BufferedReader(archive._Gunzipped(io.BytesIO(damaged))).read()
 
 
 @pytest.mark.parametrize("number", [1, 5, -1])

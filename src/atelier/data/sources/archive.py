@@ -1,7 +1,6 @@
 """What lies in a folder, a .zip or a .tar(.gz): files by name, read without ever unpacking by name."""
 
 import functools
-import gzip
 import hashlib
 import io
 import os
@@ -272,6 +271,41 @@ def _decoded(info: zipfile.ZipInfo) -> str:
 # --- tar --------------------------------------------------------------------------------------------------------
 
 
+class _Gunzipped(io.RawIOBase):
+    """The content of a gzip file of any number of members. Python's own reader takes what may pad it byte by byte.
+
+    Raises:
+        EOFError: if it ends within a member.
+        zlib.error: if it is damaged.
+    """
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self.packed, self.rest = packed, b""
+        self.member: Any = None  # zlib's, while one is open
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            block, self.rest = self.rest or self.packed.read(BLOCK_BYTES), b""
+            if self.member is None:
+                if not block:
+                    return 0
+                block = block.lstrip(b"\0")  # padding
+                self.member = zlib.decompressobj(16 + zlib.MAX_WBITS) if block else None
+            if self.member is not None:
+                content = self.member.decompress(block, len(buffer))
+                self.rest = self.member.unconsumed_tail
+                if self.member.eof:
+                    self.rest, self.member = self.member.unused_data, None
+                elif not content and not block:
+                    raise EOFError("it ends within what is packed")
+        buffer[: len(content)] = content
+        return len(content)
+
+
 class _Forward(io.RawIOBase):
     """A stream read from front to end, and never in pieces that no honest header needs: tarfile reads headers whole."""
 
@@ -303,10 +337,11 @@ class _Forward(io.RawIOBase):
 
 
 def _list_tar(path: Path, contents: Contents, stack: ExitStack) -> Iterator[Entry]:
-    with path.open("rb") as file:
-        opener: Any = gzip.open if file.read(2) == GZIP else open
+    file: IO[bytes] = stack.enter_context(path.open("rb"))
+    is_packed = file.read(2) == GZIP
+    file.seek(0)
     try:
-        stream = _Forward(stack.enter_context(opener(path, "rb")), contents)
+        stream = _Forward(io.BufferedReader(_Gunzipped(file), BLOCK_BYTES) if is_packed else file, contents)
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in _members(archive, stream):
                 name = _member_name(path, member.name)
