@@ -271,7 +271,7 @@ class Hostile:
             assert not problems, (start, commands, problems, outcome)
             self.good[key] = digests(self.root)
             if commands.startswith("ingest shapes"):
-                shutil.copytree(self.root / "data", self.good_data(commands))
+                shutil.copytree(self.root / "data", self.good_data(commands), dirs_exist_ok=True)
         return self.good[key]
 
     def good_data(self, commands: str) -> Path:
