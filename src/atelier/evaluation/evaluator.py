@@ -200,7 +200,9 @@ def over_draws(draws: list[dict[str, float]]) -> dict[str, Estimate]:
             continue
         values = [draw[name] for draw in draws]
         if not np.isfinite(values).all():
-            raise AtelierError(f"{name}: is not finite with these weights (*.safetensors); train again")
+            of_vae = name in METRICS and "vae" in METRICS[name].needs
+            files = "sampler.safetensors or encoder.safetensors" if of_vae else "sampler.safetensors"
+            raise AtelierError(f"{name}: is not finite with the weights in {files}; train again")
         estimates[name] = Estimate(mean=float(np.mean(values)), deviation=float(np.std(values, ddof=1)), draws=values)
     return estimates
 
