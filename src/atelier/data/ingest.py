@@ -10,7 +10,7 @@ from atelier.config import Params
 from atelier.config.catalogue import PublishedArrays
 from atelier.config.records import LeftOut
 from atelier.data import pack
-from atelier.data.sources import open_source
+from atelier.data.sources import amat, open_source
 from atelier.data.sources.archive import Request, is_archive
 from atelier.data.sources.idx import fetch_arrays, possible_names, read_arrays
 from atelier.errors import AtelierError, InputError, shown
@@ -86,7 +86,9 @@ def _ingest_arrays(
 def _ingest_pictures(where: str, png_twins: bool, request: Request, root: Path, target: Path, say: Say) -> None:
     say(f"source: {where}")
     with open_source(where, request, root, _judge_picture) as found:
-        entries = list(found.entries.values())
+        entries = list[pack.Entry]()
+        for entry in found.entries.values():
+            entries += amat.pictures(entry) if amat.is_binarised(entry.name) else [entry]
         if png_twins and (pngs := [entry for entry in entries if entry.name.lower().endswith(".png")]):
             entries = pngs
         if all(pack.is_table(entry.name) for entry in entries):
@@ -116,7 +118,7 @@ def _judge_array(name: str, names: Collection[str]) -> LeftOut | None:
 
 
 def _judge_picture(name: str, head: bytes) -> LeftOut | None:
-    if PICTURE_BYTES.match(head) or pack.is_table(name):
+    if PICTURE_BYTES.match(head) or pack.is_table(name) or amat.is_binarised(name):
         return None
     if PICTURE_NAME.search(name):
         return LeftOut(name, "not a picture, by its first bytes" if head else "an empty file")
