@@ -1,4 +1,4 @@
-"""The systems of the five documents, layer by layer."""
+"""The systems of the five documents, layer by layer, and the one of a paper, `dense-vae`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ COUNTS = {
     "pokemon-dense": {"encoder": 790_656, "decoder": 800_832},
     "pokemon-conv": {"encoder": 617_600, "decoder": 363_459},
     "pokemon-gan": {"generator": 3_852_931, "discriminator": 55_105},
+    "dense-vae": {"encoder": 217_300, "decoder": 207_984},
 }
 
 # what comes out of each layer that has parameters: features, or channels × side × side
@@ -50,6 +51,7 @@ LAYERS = {
         "generator": "32768 128x32x32 128x64x64 3x64x64",
         "discriminator": "64x32x32 64x16x16 1",
     },
+    "dense-vae": {"encoder": "200 200 100", "decoder": "200 200 784"},
 }
 
 
@@ -238,8 +240,10 @@ def test_refine_normalises_by_the_batch_when_sampling_too() -> None:
     assert not torch.allclose(generator(noise)[:4], generator(noise[:4]))
 
 
-@pytest.mark.parametrize("name", ["dense", "fashion", "cvae-tutorial", "pokemon-dense", "pokemon-conv", "pokemon-gan"])
-def test_keras_models_start_glorot_uniform(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["dense", "fashion", "cvae-tutorial", "pokemon-dense", "pokemon-conv", "pokemon-gan", "dense-vae"]
+)
+def test_keras_models_and_the_dense_vae_start_glorot_uniform(name: str) -> None:
     for network in networks_of(name)[0].values():
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):

@@ -100,6 +100,22 @@ MODELS: dict[str, Model] = {
         labels="optional",
         side_multiple=4,
     ),
+    "dense-vae": Model(
+        recipe=VaeRecipe(
+            kimg=30000,
+            batch=200,
+            latent=50,
+            width=200,
+            lr=2e-3,
+            lr_decay="linear",
+            epsilon=1e-4,
+            ema_half_life_kimg=500.0,
+            dynamic_binarisation=True,
+            prior_components=0,
+        ),
+        source="Burda et al., 2016: the VAE of dense layers whose likelihood is published",
+        data_range="unit",
+    ),
     "vanilla": Model(
         recipe=GanRecipe(
             kimg=6000, batch=100, latent=100, width=256, generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.9
