@@ -95,6 +95,14 @@ def test_likelihoods_are_torchs_distributions() -> None:
     torch.testing.assert_close(Bernoulli().log_prob(output, bits), bernoulli.sum((1, 2, 3)))
 
 
+def test_what_is_computed_faster_without_gradients_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, grey = torch.randn(5, 3, 40, 40) * 100, torch.rand(5, 3, 40, 40)
+    expected = Bernoulli().log_prob(output, grey)
+    monkeypatch.delattr("torch.nn.functional.binary_cross_entropy_with_logits")
+    with torch.no_grad():
+        torch.testing.assert_close(Bernoulli().log_prob(output, grey), expected)
+
+
 def test_binarised_images_are_learned_as_zeros_and_ones() -> None:
     vae = make(binarise=True)
     seen: list[Tensor] = []

@@ -1,6 +1,6 @@
 """The stage `evaluate`: a trained sampler against real test images; metrics, plots, pictures in `reports/RUN/`.
 
-Started by `torchrun`, the ranks share the drawing and the extracting; the first one writes and speaks for all.
+Started by `torchrun`, the ranks share drawing, extracting and likelihoods; the first one writes and speaks for all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from atelier.evaluation.evaluator import (
     over_trainings,
 )
 from atelier.evaluation.gallery import write_gallery
-from atelier.evaluation.likelihood import TrainedVae
+from atelier.evaluation.likelihood import TrainedVae, likelihood_metrics
 from atelier.evaluation.metrics import cautions, metric_name
 from atelier.evaluation.neighbours import nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
@@ -84,10 +84,9 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
         is_model = one.config.sampler_sha256 == config.sampler_sha256
         one_vae = vae if is_model else TrainedVae.load(one, folder, root)
         for number in range(settings.draws):
-            sample = _draw(one, asked, reference, train, test, settings, number, ranks)
+            sample = _draw(one, one_vae, asked, reference, train, test, settings, number, ranks)
             if sample is None:
                 continue
-            sample.vae = one_vae
             metrics.append(sample.metrics())
             if is_model:
                 classes.add(sample)
@@ -125,6 +124,7 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
 
 def _draw(
     sampler: Sampler,
+    vae: TrainedVae | None,
     asked: Labels | None,
     reference: Reference,
     train: PreparedSplit,
@@ -148,9 +148,13 @@ def _draw(
         if position < KEPT_FAKES:
             kept.append(images)
         position += len(images)
+    likelihood = dict[str, float]()
+    if vae is not None and (count := settings.likelihood_images):
+        labels = None if test.labels is None else test.labels[:count]
+        likelihood = likelihood_metrics(vae, test.images[:count], labels, settings.likelihood_samples, seed, ranks)
     if not ranks.is_writer:
         return None
-    sample = Sample(features, np.concatenate(kept), asked, settings, seed, test, drawn=True)
+    sample = Sample(features, np.concatenate(kept), asked, settings, seed, test, drawn=True, likelihood=likelihood)
     if settings.memorisation_samples:
         wanted = sample.images[: settings.memorisation_samples]
         sample.nearest = nearest_training_images(wanted, train.images, NEIGHBOURS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,6 @@ from atelier.data.arrays import PreparedSplit
 from atelier.errors import AtelierError
 from atelier.evaluation.distances import DistanceTo, FrechetAccumulator, KernelAccumulator, KernelTo, MomentsAccumulator
 from atelier.evaluation.extractors import Extractor
-from atelier.evaluation.likelihood import TrainedVae, likelihood_metrics
 from atelier.evaluation.metrics import METRICS, Need
 from atelier.evaluation.neighbours import Nearest, manifold_metrics
 from atelier.pictures import Images, Labels
@@ -140,7 +139,7 @@ class Sample:
         drawn: whether a model drew them.
         nearest: the training images nearest to the first of them, if they are looked for.
         nearest_of_test: the median distance of a test image to its nearest training image, if known.
-        vae: the model, if it is a VAE.
+        likelihood: how well a VAE explains test images, if one drew them.
     """
 
     features: list[Features]
@@ -152,17 +151,7 @@ class Sample:
     drawn: bool = False
     nearest: Nearest | None = None
     nearest_of_test: float | None = None
-    vae: TrainedVae | None = None
-
-    @cached_property
-    def likelihood(self) -> dict[str, float]:
-        """How well the VAE explains test images."""
-        assert self.vae is not None
-        count = self.settings.likelihood_images
-        labels = None if self.test.labels is None else self.test.labels[:count]
-        return likelihood_metrics(
-            self.vae, self.test.images[:count], labels, self.settings.likelihood_samples, self.seed
-        )
+    likelihood: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Every metric of the table that this sample has what it takes for, by name."""
@@ -173,7 +162,7 @@ class Sample:
                     "labels": self.labels is not None,
                     "classifier": len(features.recognised) > 0,
                     "model": self.drawn,
-                    "vae": self.vae is not None,
+                    "vae": bool(self.likelihood),
                 }
                 for metric in METRICS.values():
                     name = metric.name(features.real.extractor.name)

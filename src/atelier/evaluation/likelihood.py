@@ -9,6 +9,8 @@ images of 0 and 1: with `dynamic_binarisation` those are drawn, each time anew (
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,13 @@ from atelier.models import build_networks
 from atelier.models.recipe import VaeRecipe
 from atelier.own_code import require_code
 from atelier.pictures import Images, Labels
+from atelier.progress import watch
+from atelier.ranks import Ranks
 from atelier.sampler import Sampler, to_uint8
 from atelier.tensors import load_weights
 
 BATCH = 100
+VALUES = 1 << 18  # that a decoder gives at once, of all its images and latents: 1 MB, which fits into a cache
 
 
 class TrainedVae:
@@ -79,16 +84,18 @@ class TrainedVae:
 
 @torch.no_grad()
 def likelihood_metrics(
-    vae: TrainedVae, images: Images, labels: Labels | None, samples: int, seed: int
+    vae: TrainedVae, images: Images, labels: Labels | None, samples: int, seed: int, ranks: Ranks
 ) -> dict[str, float]:
-    """Judge a VAE by test images (n, h, w, c) with labels (n,).
+    """Judge a VAE by test images (n, h, w, c) with labels (n,); all ranks get the same, bit for bit, however many.
 
     Args:
         vae: the trained VAE.
         images: uint8 (n, h, w, c).
         labels: (n,), or None for an unconditional model.
-        samples: latents per image for the importance weights (Burda et al., 2016, equation 8).
+        samples: latents per image for the importance weights (Burda et al., 2016, equation 8); memory does not grow
+            with them.
         seed: of the latents, and of the images where training draws them anew each time.
+        ranks: that share the work: they take batches of images in turn.
 
     Returns:
         elbo: evidence lower bound, one latent per image.
@@ -96,33 +103,53 @@ def likelihood_metrics(
         reconstruction_mse: mean square of what a grey value in [0, 1] is off by, decoding the posterior's mean.
     """
     generator = torch.Generator(vae.device).manual_seed(seed)
-    elbo, nll, squares = 0.0, 0.0, 0.0
-    for start in range(0, len(images), BATCH):
+    mine = list[Tensor]()
+    starts = range(0, len(images), BATCH)
+    for number, start in enumerate(watch(starts, len(starts), "likelihood", "batch")):
         here = slice(start, start + BATCH)
         pixels, classes = vae.inputs(images[here].copy(), None if labels is None else labels[here], generator)
-        mean, log_variance = (part.float() for part in vae.encoder(pixels, classes))
-        weights = torch.stack(
-            [_log_weights(vae, pixels, classes, mean, log_variance, generator) for _ in range(samples)]
-        ).double()
-        elbo += float(weights[0].sum())
-        nll -= float((weights.logsumexp(dim=0) - math.log(samples)).sum())
-        reconstructed = vae.likelihood.mean(vae.decoder(mean, classes))
-        squares += float((reconstructed - pixels).square().mean(dim=(1, 2, 3)).double().sum())
-    return {"elbo": elbo / len(images), "nll": nll / len(images), "reconstruction_mse": squares / len(images)}
+        noises = _noises(samples, (len(pixels), vae.recipe.latent), pixels[0].numel(), generator)
+        if number % ranks.world_size == ranks.rank:
+            mine.append(_sums(vae, pixels, classes, noises, samples))
+        else:
+            deque(noises, maxlen=0)  # drawn by every rank, as if it were the only one
+    of_ranks = ranks.gather(mine)
+    total = sum(of_ranks[number % ranks.world_size][number // ranks.world_size] for number in range(len(starts)))
+    assert isinstance(total, Tensor)
+    elbo, nll, mse = (total / len(images)).tolist()
+    return {"elbo": elbo, "nll": nll, "reconstruction_mse": mse}
+
+
+def _noises(samples: int, shape: tuple[int, int], pixels: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Standard normal noise (k, n, latent) of `samples` latents an image, as many at once as may be decoded at once."""
+    at_once = max(VALUES // (shape[0] * pixels), 1)
+    for start in range(0, samples, at_once):
+        yield torch.randn(min(at_once, samples - start), *shape, generator=generator, device=generator.device)
+
+
+def _sums(vae: TrainedVae, pixels: Tensor, classes: Tensor | None, noises: Iterator[Tensor], samples: int) -> Tensor:
+    """elbo, nll and reconstruction_mse, each summed over a batch of images (n, c, h, w); float64 (3,)."""
+    mean, log_variance = (part.float() for part in vae.encoder(pixels, classes))
+    elbo, evidence = None, torch.tensor(-math.inf, dtype=torch.float64, device=pixels.device)
+    for noise in noises:
+        weights = _log_weights(vae, pixels, classes, mean, log_variance, noise).double()
+        elbo = weights[0].sum() if elbo is None else elbo
+        evidence = torch.logaddexp(evidence, weights.logsumexp(dim=0))
+    assert elbo is not None
+    nll = (math.log(samples) - evidence).sum()
+    reconstructed = vae.likelihood.mean(vae.decoder(mean, classes))
+    mse = (reconstructed - pixels).square().mean(dim=(1, 2, 3)).double().sum()
+    return torch.stack([elbo, nll, mse]).cpu()
 
 
 def _log_weights(
-    vae: TrainedVae,
-    pixels: Tensor,
-    classes: Tensor | None,
-    mean: Tensor,
-    log_variance: Tensor,
-    generator: torch.Generator,
+    vae: TrainedVae, pixels: Tensor, classes: Tensor | None, mean: Tensor, log_variance: Tensor, noise: Tensor
 ) -> Tensor:
-    """log p(x, z) − log q(z | x) of one latent per image (n,)."""
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    """log p(x, z) − log q(z | x) of the latents (k, n) that noise (k, n, latent) stands for."""
+    count = len(noise)
     latents = mean + torch.exp(0.5 * log_variance) * noise
-    log_prior = -0.5 * latents.square().sum(dim=1)  # the constants of both normals cancel
-    log_posterior = -0.5 * (noise.square() + log_variance).sum(dim=1)
-    log_likelihood: Tensor = vae.likelihood.log_prob(vae.decoder(latents, classes).float(), pixels)
-    return log_likelihood + log_prior - log_posterior
+    log_prior = -0.5 * latents.square().sum(dim=2)  # the constants of both normals cancel
+    log_posterior = -0.5 * (noise.square() + log_variance).sum(dim=2)
+    output = vae.decoder(latents.flatten(0, 1), None if classes is None else classes.repeat(count)).float()
+    log_likelihood: Tensor = vae.likelihood.log_prob(output, pixels.repeat(count, 1, 1, 1))
+    return log_likelihood.view(count, -1) + log_prior - log_posterior
