@@ -178,3 +178,11 @@ def test_ranks_that_share_the_images_get_what_one_gets_alone() -> None:
             assert rank < 2
     assert last == alone
     assert sum(drawn) == 22
+
+
+def test_bits_per_dimension_are_of_likelihoods_of_the_256_levels() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    vae = random_vae(ImageShape(4, 4, 3, 0), likelihood="logistic", dynamic_binarisation=False)
+    found = likelihood_metrics(vae, images, None, 2, 0, Ranks())
+    assert found["bits_per_dimension"] == pytest.approx(found["nll"] / math.log(2) / (4 * 4 * 3))
+    assert 6 < found["bits_per_dimension"] < 12  # noise has 8

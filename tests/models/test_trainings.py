@@ -23,6 +23,7 @@ SOME_OF_EVERYTHING = {
     "few": "model: cgan, loss: hinge, spectral_norm: true, augment: [colour, translation, cutout], mirror: true",
     "packed": "model: dense, pack: 8, updates: alternating, penalty: r1, beta1: 0",
     "gaussian": "model: cvae, likelihood: gaussian, mirror: true",
+    "levels": "model: dense-vae, likelihood: logistic, dynamic_binarisation: false",
     "labelled": "model: cvae-tutorial, labels: true",
 }
 RUNS = {name: f"model: {name}" for name in MODELS} | SOME_OF_EVERYTHING

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from atelier.models import MODELS, ImageShape, build_networks
-from atelier.models.likelihood import Bernoulli, Gaussian
+from atelier.models.likelihood import Bernoulli, Gaussian, Logistic
 from atelier.models.recipe import VaeRecipe
 from atelier.ranks import Ranks
 from atelier.training.vae import Vae
@@ -17,11 +18,11 @@ from atelier.training.vae import Vae
 SHAPE = ImageShape(8, 8, 1, 0)
 
 
-def make(**changes: Any) -> Vae:
+def make(shape: ImageShape = SHAPE, **changes: Any) -> Vae:
     base = {"kimg": 1.0, "batch": 64, "latent": 4, "width": 32, "lr": 1e-2, "precision": "fp32"}
     recipe = VaeRecipe.model_validate(base | changes)
     torch.manual_seed(0)
-    return Vae(build_networks("pokemon-dense", recipe, SHAPE), recipe, 0, Ranks())
+    return Vae(build_networks("pokemon-dense", recipe, shape), recipe, 0, Ranks())
 
 
 def images(seed: int = 0) -> Tensor:
@@ -39,6 +40,7 @@ def weights(vae: Vae) -> Tensor:
         {"likelihood": "gaussian", "mirror": True},
         {"divergence": "sampled", "binarise": True},
         {"dynamic_binarisation": True},
+        {"likelihood": "logistic"},
     ],
     ids=str,
 )
@@ -101,6 +103,48 @@ def test_what_is_computed_faster_without_gradients_is_the_same(monkeypatch: pyte
     monkeypatch.delattr("torch.nn.functional.binary_cross_entropy_with_logits")
     with torch.no_grad():
         torch.testing.assert_close(Bernoulli().log_prob(output, grey), expected)
+
+
+def logistic(log_scale: float) -> Logistic:
+    likelihood = Logistic()
+    likelihood.log_scale.data.fill_(log_scale)
+    return likelihood
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, -4.0, 0.0])
+def test_the_probabilities_of_the_256_levels_are_those_of_a_logistic_distribution(log_scale: float) -> None:
+    output = torch.tensor([-9.0, -1.5, 0.0, 0.4, 9.0])
+    levels = (torch.arange(256) / 255).view(256, 1, 1, 1).repeat(5, 1, 1, 1)
+    found = logistic(log_scale).log_prob(output.repeat_interleave(256).view(-1, 1, 1, 1), levels).view(5, 256)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(5), atol=1e-4, rtol=0)
+    squeezed = torch.distributions.TransformedDistribution(
+        torch.distributions.Uniform(torch.zeros(5, 1).double(), torch.ones(5, 1).double()),
+        [
+            torch.distributions.SigmoidTransform().inv,
+            torch.distributions.AffineTransform(output[:, None].double().sigmoid(), math.exp(log_scale)),
+        ],
+    )
+    ends = squeezed.cdf((torch.arange(255).double() + 0.5) / 255)
+    expected = torch.cat([ends, torch.ones(5, 1)], 1) - torch.cat([torch.zeros(5, 1), ends], 1)
+    certain = expected > 1e-9  # where the difference in float64 is still one
+    torch.testing.assert_close(found[certain].double(), expected[certain].log(), atol=2e-3, rtol=1e-4)
+    assert found.isfinite().all()
+
+
+def test_with_a_logistic_likelihood_colours_are_learned() -> None:
+    vae = make(likelihood="logistic", lr=1e-2, shape=ImageShape(8, 8, 3, 0))
+    colours = torch.randint(0, 256, (64, 3, 1, 1), generator=torch.Generator().manual_seed(0)).div(255)
+    pictures = colours.expand(-1, -1, 8, 8).contiguous()
+    bits = [-float(vae.step(pictures, None)["elbo"]) / math.log(2) / pictures[0].numel() for _ in range(300)]
+    assert bits[0] > 7
+    assert bits[-1] < 5
+    mean = vae.networks["encoder"](pictures, None)[0]
+    assert mean.std(0).max() > 0.5, "all pictures have one latent"
+
+
+def test_levels_that_are_binarised_away_are_refused() -> None:
+    with pytest.raises(ValidationError, match="binarise: leaves none of the 256 levels"):
+        make(likelihood="logistic", binarise=True)
 
 
 def test_binarised_images_are_learned_as_zeros_and_ones() -> None:

@@ -100,6 +100,7 @@ def likelihood_metrics(
     Returns:
         elbo: evidence lower bound, one latent per image.
         nll: upper bound of the negative log-likelihood, tighter the more samples; with one it is −elbo on average.
+        bits_per_dimension: nll for each value of an image, in bits; of likelihoods of the 256 levels only.
         reconstruction_mse: mean square of what a grey value in [0, 1] is off by, decoding the posterior's mean.
     """
     generator = torch.Generator(vae.device).manual_seed(seed)
@@ -117,7 +118,10 @@ def likelihood_metrics(
     total = sum(of_ranks[number % ranks.world_size][number // ranks.world_size] for number in range(len(starts)))
     assert isinstance(total, Tensor)
     elbo, nll, mse = (total / len(images)).tolist()
-    return {"elbo": elbo, "nll": nll, "reconstruction_mse": mse}
+    found = {"elbo": elbo, "nll": nll, "reconstruction_mse": mse}
+    if vae.likelihood.is_of_levels:
+        found["bits_per_dimension"] = nll / images[0].size / math.log(2)
+    return found
 
 
 def _noises(samples: int, shape: tuple[int, int], pixels: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -116,7 +116,7 @@ def _of_manifold(kind: str, best: float, explanation: str) -> Metric:
 def _of_likelihood(kind: str, title: str, best: float, explanation: str) -> Metric:
     """How well a VAE explains test images."""
     parameters = ("likelihood_images", "likelihood_samples")
-    measure: Measure = lambda sample, features: sample.likelihood[kind]  # noqa: E731
+    measure: Measure = lambda sample, features: sample.likelihood.get(kind)  # noqa: E731
     return Metric(kind, title, best, explanation, measure, needs=("vae",), parameters=parameters, group="likelihood")
 
 
@@ -211,6 +211,13 @@ _ROWS = (
         "negative log-likelihood",
         LOW,
         "of test images, nats per image, importance-weighted with `evaluate.likelihood_samples` latents each",
+    ),
+    _of_likelihood(
+        "bits_per_dimension",
+        "bits per dimension",
+        LOW,
+        "negative log-likelihood of a value of test images in bits; where the likelihood is of their 256 levels "
+        "(`likelihood: logistic`)",
     ),
     _of_likelihood(
         "reconstruction_mse",

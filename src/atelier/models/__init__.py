@@ -19,7 +19,7 @@ from atelier.models.recipe import Entry, GanRecipe, Recipe, VaeRecipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from atelier.models.likelihood import Bernoulli, Gaussian
+    from atelier.models.likelihood import Likelihood
     from atelier.models.prior import ClassPrior
 
 DataRange = Literal["symmetric", "unit"]  # images in [-1, 1] or in [0, 1]
@@ -298,7 +298,7 @@ def build_prior(recipe: Recipe, classes: int) -> ClassPrior:
     return ClassPrior(classes, recipe.latent, max(recipe.prior_components, 1))
 
 
-def build_likelihood(recipe: Recipe) -> Bernoulli | Gaussian:
+def build_likelihood(recipe: Recipe) -> Likelihood:
     """Build the likelihood of a VAE."""
     from atelier.models.likelihood import LIKELIHOODS
 

@@ -1,4 +1,7 @@
-"""What a VAE's decoder says of an image: the distribution of its pixels, given the decoder's output."""
+"""What a VAE's decoder says of an image: the distribution of its pixels, given the decoder's output.
+
+`is_of_levels`: whether it is a probability of the 256 levels that pixels have.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 
 class Bernoulli(nn.Module):
     """Each pixel is 1 with probability sigmoid(output). Grey values are taken as such probabilities themselves."""
+
+    is_of_levels = False
 
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
         """Nats of each image (n,), for outputs and images (n, c, h, w)."""
@@ -30,6 +35,8 @@ class Gaussian(nn.Module):
     Rybkin et al., "Simple and effective VAE training with calibrated decoders" (2021), section 4.
     """
 
+    is_of_levels = False
+
     def __init__(self) -> None:
         super().__init__()
         self.log_variance = nn.Parameter(torch.tensor(-2.0))
@@ -45,4 +52,36 @@ class Gaussian(nn.Module):
         return torch.sigmoid(output)
 
 
-LIKELIHOODS: dict[str, type[Bernoulli] | type[Gaussian]] = {"bernoulli": Bernoulli, "gaussian": Gaussian}
+class Logistic(nn.Module):
+    """Each pixel is one of 256 levels: a logistic distribution around sigmoid(output), cut between them.
+
+    Kingma et al., "Improving variational inference with inverse autoregressive flow" (2016). One scale for all is
+    learned with the rest, and the first and last level have the tails, as in Salimans et al., "PixelCNN++" (2017), so
+    that the levels' probabilities sum to 1.
+    """
+
+    is_of_levels = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-2.0))
+
+    def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
+        """Nats of each image (n,), of the probability of its levels, which are multiples of 1/255."""
+        half, precision = 0.5 / 255, torch.exp(-self.log_scale)
+        away = images - self.mean(output)
+        below = F.logsigmoid((away + half) * precision)  # of the level's upper end
+        above = F.logsigmoid((half - away) * precision)
+        # F(b) − F(a) = F(b) · (1 − F(a)) · (1 − exp(a − b)), in which nothing cancels
+        between = torch.log(-torch.expm1(-2 * half * precision))
+        first, last = images < half, images > 1 - half
+        nats = below.masked_fill(last, 0) + above.masked_fill(first, 0) + between * ~(first | last)
+        return nats.flatten(1).sum(1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The images (n, c, h, w) that the levels lie around, in [0, 1]."""
+        return torch.sigmoid(output)
+
+
+Likelihood = Bernoulli | Gaussian | Logistic
+LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": Logistic}

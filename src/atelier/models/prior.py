@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from atelier.models.likelihood import Bernoulli, Gaussian
+from atelier.models.likelihood import Likelihood
 
 RIDGE = 1e-3  # variance, added in each direction
 TINY = 1e-15  # of a point: a component that none belongs to keeps weight 0 and no mean that is not a number
@@ -94,7 +94,7 @@ def fit_mixture(points: Tensor, start: Tensor, rounds: int = 20) -> tuple[Tensor
 class Decoding(nn.Module):
     """Noise and labels → images in [0, 1]: the prior, the decoder, and the mean of the likelihood."""
 
-    def __init__(self, decoder: nn.Module, prior: ClassPrior, likelihood: Bernoulli | Gaussian) -> None:
+    def __init__(self, decoder: nn.Module, prior: ClassPrior, likelihood: Likelihood) -> None:
         super().__init__()
         self.decoder = decoder
         self.prior = prior

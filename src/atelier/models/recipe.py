@@ -162,7 +162,8 @@ class VaeRecipe(Recipe):
     """Variational training: an encoder and a decoder."""
 
     lr: Positive
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # of a pixel; gaussian: one learned variance for all
+    # of a pixel; gaussian: one learned variance for all; logistic: of its 256 levels, with one learned scale
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
     binarise: bool = False  # learn images of 0 and 1, by a threshold of 0.5
     dynamic_binarisation: bool = False  # learn images of 0 and 1, drawn anew each time: 1 as often as a pixel is bright
     divergence: Literal["closed", "sampled"] = "closed"  # the KL part: its formula, or its value at the drawn latents
@@ -174,6 +175,8 @@ class VaeRecipe(Recipe):
     def _refuse_contradictions_of_vaes(self) -> Self:
         if self.dynamic_binarisation and (self.binarise or self.likelihood != "bernoulli"):
             raise ValueError("dynamic_binarisation: goes with likelihood: bernoulli and without binarise; change one")
+        if self.binarise and self.likelihood == "logistic":
+            raise ValueError("binarise: leaves none of the 256 levels that likelihood: logistic is of; change one")
         return self
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atelier.models import build_likelihood, build_prior
-from atelier.models.likelihood import Bernoulli, Gaussian
+from atelier.models.likelihood import Likelihood
 from atelier.models.prior import Decoding
 from atelier.models.recipe import Recipe, VaeRecipe
 from atelier.ranks import Noise, Ranks
@@ -98,7 +98,7 @@ class Vae:
         """The averaged decoder behind the prior."""
         networks = self.ema.network
         likelihood = networks.get_submodule("likelihood")
-        assert isinstance(likelihood, Bernoulli | Gaussian)
+        assert isinstance(likelihood, Likelihood)
         return Decoding(networks.get_submodule("decoder"), self.prior, likelihood).eval()
 
     @torch.no_grad()
