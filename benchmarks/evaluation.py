@@ -173,7 +173,8 @@ from atelier.evaluation import extractors
 from atelier.evaluation.distances import MomentsAccumulator, frechet_distance
 from atelier.files import digest
 path = Path(sys.argv[1])
-extractors.INCEPTION = replace(extractors.INCEPTION, sha256=digest(path), bytes=path.stat().st_size)
+known = extractors.PUBLISHED["inception"]
+extractors.PUBLISHED["inception"] = replace(known, sha256=digest(path), bytes=path.stat().st_size)
 inception, moments = extractors.Inception(path), []
 for name in sys.argv[2:]:
     accumulator = MomentsAccumulator()
@@ -245,8 +246,8 @@ def resizing(root: Path, count: int = 60) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         random_inception(weights)
-        known = replace(extractors.INCEPTION, sha256=digest(weights), bytes=weights.stat().st_size)
-        extractors.INCEPTION = known
+        known = extractors.PUBLISHED["inception"]
+        extractors.PUBLISHED["inception"] = replace(known, sha256=digest(weights), bytes=weights.stat().st_size)
         inception, distances = extractors.Inception(weights), []
         for resized in (of_tensorflow, of_pytorch_fid):  # at its own size the network resizes nothing
             halves = resized.round().byte().permute(0, 2, 3, 1).numpy().reshape(2, count, 299, 299, 3)

@@ -186,6 +186,7 @@ CHANGES: dict[str, tuple[str, set[str]]] = {
     "prepare.sets": ("{mnist: {side: 32}}", {PREPARE, GAN, VAE, *REGISTER}),
     "reference.classifier_kimg": ("241", {REFERENCE}),
     "reference.inception": ("weights", set()),
+    "reference.dinov2": ("weights", set()),
     "reference.seed": ("1", {REFERENCE}),
     "train.tick_kimg": ("5", {GAN, VAE}),
     "train.pictures": ("25", {GAN, VAE}),

@@ -38,8 +38,8 @@ class Stage:
     reads: tuple[str, ...]
 
 
-# Not here is what cannot change what is made: ingest.timeout_seconds, reference.inception (whose file is verified),
-# train.checkpoint_seconds, train.checkpoints_kept, train.resident_mb, train.cuda_graph.
+# Not here is what cannot change what is made: ingest.timeout_seconds, reference.inception and reference.dinov2 (whose
+# files are verified), train.checkpoint_seconds, train.checkpoints_kept, train.resident_mb, train.cuda_graph.
 STAGES = {
     "ingest": Stage(
         "atelier.data.ingest",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from atelier.config import Params, load_params
 from atelier.errors import AtelierError
 from atelier.evaluation import extractors
+from atelier.evaluation.dinov2 import VisionTransformer
 from atelier.evaluation.distances import MomentsAccumulator, frechet_distance
-from atelier.evaluation.extractors import Inception, Lite0
-from atelier.evaluation.weights import INCEPTION, find_weights
+from atelier.evaluation.extractors import Classifier, ClassifierNetwork, Dinov2, Extractor, Inception, Lite0
+from atelier.evaluation.weights import PUBLISHED, find_weights
 from atelier.files import digest
 from own_pictures import picture_array
 
@@ -92,7 +95,7 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Inception-v3 with random weights of the right shapes, under torch-fidelity's layout."""
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
-    path = tmp_path_factory.mktemp("inception") / INCEPTION.files[0]
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.manual_seed(0)
     # built without loading anything, which their constructor does not offer
     with pytest.MonkeyPatch.context() as patch:
@@ -107,10 +110,15 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def publish(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take these weights for the published ones."""
+    known = replace(PUBLISHED[name], sha256=digest(path), bytes=path.stat().st_size)
+    monkeypatch.setitem(PUBLISHED, name, known)
+
+
 @pytest.fixture
 def inception(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Inception:
-    known = replace(INCEPTION, sha256=digest(random_inception), bytes=random_inception.stat().st_size)
-    monkeypatch.setattr(extractors, "INCEPTION", known)
+    publish("inception", random_inception, monkeypatch)
     return Inception(random_inception)
 
 
@@ -138,3 +146,47 @@ def test_fid_is_torch_fidelitys_through_the_same_network_on_the_same_images(
     )
     assert frechet_distance(*ours) > 1e-3
     assert frechet_distance(*ours) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+
+
+@pytest.fixture
+def dinov2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dinov2:
+    """DINOv2 with two narrow blocks of random weights."""
+    small = functools.partial(VisionTransformer, width=32, depth=2, heads=4)
+    monkeypatch.setattr(extractors, "VisionTransformer", small)
+    torch.manual_seed(0)
+    network = small()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    torch.save(network.state_dict(), tmp_path / "dinov2.pth")
+    publish("dinov2", tmp_path / "dinov2.pth", monkeypatch)
+    return Dinov2(tmp_path / "dinov2.pth")
+
+
+def test_dinov2_sees_what_pillow_resizes_as_imagenet_is_normalised(dinov2: Dinov2) -> None:
+    images = pictures(0, 3)
+    resized = [
+        Image.fromarray(image[..., channel].astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC)
+        for image in images
+        for channel in range(3)
+    ]
+    pixels = np.stack(resized).reshape(3, 3, 224, 224).clip(0, 255) / 255
+    normalised = (pixels - np.reshape([0.485, 0.456, 0.406], (3, 1, 1))) / np.reshape([0.229, 0.224, 0.225], (3, 1, 1))
+    with torch.no_grad():
+        expected = dinov2.network(torch.from_numpy(normalised).float())
+    features, classes = dinov2(images)
+    assert classes is None
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_grey_values_that_happen_to_be_whole_give_the_features_of_the_image(
+    lite0: Lite0, inception: Inception, dinov2: Dinov2
+) -> None:
+    images = pictures(0, 2, channels=1)
+    classifier = Classifier(ClassifierNetwork(1, images.shape[1], 10), "")
+    ours: list[Extractor] = [lite0, inception, dinov2, classifier]
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    for extractor in ours:
+        with torch.no_grad():
+            whole, between = extractor.of_pixels(pixels), extractor.of_pixels(pixels * 0.999)
+        torch.testing.assert_close(whole, extractor(images)[0], rtol=1e-4, atol=1e-4)
+        assert not torch.equal(whole, between)  # nothing is rounded on the way

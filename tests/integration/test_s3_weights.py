@@ -10,8 +10,7 @@ from seaweed import s3_client
 
 from atelier.config import load_params
 from atelier.errors import AtelierError
-from atelier.evaluation import weights
-from atelier.evaluation.weights import INCEPTION, find_weights
+from atelier.evaluation.weights import PUBLISHED, find_weights
 from atelier.files import digest_of
 
 pytestmark = pytest.mark.processes
@@ -24,8 +23,8 @@ def test_fetched_into_torchs_cache_or_told_why_not(
     for name, value in server.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    known = replace(INCEPTION, sha256=digest_of(CONTENT), bytes=len(CONTENT))
-    monkeypatch.setattr(weights, "INCEPTION", known)
+    known = replace(PUBLISHED["inception"], sha256=digest_of(CONTENT), bytes=len(CONTENT))
+    monkeypatch.setitem(PUBLISHED, "inception", known)
     client = s3_client(server)
     client.create_bucket(Bucket="weights")
     client.put_object(Bucket="weights", Key="deep/inception.pth", Body=CONTENT)
@@ -38,6 +37,6 @@ def test_fetched_into_torchs_cache_or_told_why_not(
 
     with pytest.raises(AtelierError, match=r"s3://weights/none\.pth: .*; put .* into .*, or set reference\.inception"):
         find("s3://weights/none.pth")
-    assert find("s3://weights/deep/inception.pth") == tmp_path / "torch/hub/checkpoints" / INCEPTION.files[0]
+    assert find("s3://weights/deep/inception.pth") == tmp_path / "torch/hub/checkpoints" / known.files[0]
     client.delete_object(Bucket="weights", Key="deep/inception.pth")
     assert find("s3://weights/deep/inception.pth").read_bytes() == CONTENT

@@ -25,7 +25,7 @@ TUNES = {
     "ema_rampup": "ema_half_life_kimg",
 }
 OFF = ("none", 0)
-CLASSIFIER, LITE0, INCEPTION = EXTRACTORS = ("classifier", "lite0", "inception")
+CLASSIFIER, LITE0, INCEPTION, DINOV2 = EXTRACTORS = ("classifier", "lite0", "inception", "dinov2")
 AUTO = "auto"  # the classifier where the data set has labels, lite0 where it has none
 
 
@@ -62,6 +62,7 @@ class Reference(Section):
 
     classifier_kimg: Positive = 240
     inception: str = ""  # published weights: a file, a folder with it, s3://BUCKET/KEY; empty: torch's cache, fetched
+    dinov2: str = ""  # the same of ViT-L/14
     seed: Seed = 0
 
 

@@ -2,11 +2,13 @@
 
 `classifier` is trained on the data set's own training split, as the author of FID advises for digits; two that were
 trained apart cannot be compared, so it is trained once and stored. `lite0` and `inception` are published networks that
-saw ImageNet; a grey image is given to them as three equal channels.
+saw ImageNet, `dinov2` one that saw 142 million pictures without labels; a grey image is given to them as three equal
+channels.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +21,8 @@ from atelier import config
 from atelier.config.records import DataCard
 from atelier.data.arrays import PreparedSplit
 from atelier.errors import AtelierError
-from atelier.evaluation.weights import INCEPTION, LITE0, verify
+from atelier.evaluation.dinov2 import VisionTransformer
+from atelier.evaluation.weights import PUBLISHED, verify
 from atelier.files import digest
 from atelier.pictures import Images, Labels
 from atelier.tensors import load_weights
@@ -37,6 +40,9 @@ class Extractor(Protocol):
 
     def __call__(self, images: Images) -> tuple[Tensor, Tensor | None]:
         """Features float32 (n, d) and recognised classes (n,) or None, on the CPU, of uint8 images (n, h, w, c)."""
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Features (n, d) of grey values that are not rounded, float (n, c, h, w) from 0 to 255, on their device."""
 
 
 class ClassifierNetwork(nn.Module):
@@ -93,67 +99,111 @@ class Classifier:
         features, logits = self.network(as_input(torch.from_numpy(images).to(self.device)))
         return features.cpu(), logits.argmax(dim=1).cpu()
 
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Features (n, 128)."""
+        features: Tensor = self.network(pixels / 255)[0]
+        return features
 
-class Lite0:
-    """EfficientNet-Lite0 trained on ImageNet, the average of its last maps (Tan and Le, 2019).
+
+class Published(ABC):
+    """A network whose weights everyone has the same bytes of.
 
     Args:
         weights: the published file; its digest is checked before it is read.
     """
 
+    name: str
+    dimensions: int
+
+    def __init__(self, weights: Path) -> None:
+        verify(weights, PUBLISHED[self.name])
+        self.sha256 = PUBLISHED[self.name].sha256
+        self.device = default_device()
+
+    @torch.no_grad()
+    def __call__(self, images: Images) -> tuple[Tensor, None]:
+        """Features (n, d)."""
+        return self.of_pixels(three_channels(images).to(self.device).float()).cpu(), None
+
+    @abstractmethod
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Features (n, d) of float images (n, 1 or 3, h, w) from 0 to 255."""
+
+
+class Lite0(Published):
+    """EfficientNet-Lite0 trained on ImageNet, the average of its last maps (Tan and Le, 2019)."""
+
     name = config.LITE0
     dimensions = 1280
-    sha256 = LITE0.sha256
 
     def __init__(self, weights: Path) -> None:
         from efficientnet_lite_pytorch import EfficientNet
 
-        verify(weights, LITE0)
-        self.device = default_device()
+        super().__init__(weights)
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network.eval().to(self.device).to(memory_format=torch.channels_last)
 
-    @torch.no_grad()
-    def __call__(self, images: Images) -> tuple[Tensor, None]:
+    def of_pixels(self, pixels: Tensor) -> Tensor:
         """Features (n, 1280) of the images at 224 × 224."""
-        pixels = three_channels(images).to(self.device).float()
+        pixels = pixels.expand(-1, 3, -1, -1)
         pixels = F.interpolate(pixels, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
-        maps = self.network.extract_features((pixels - 127) / 128)
-        features: Tensor = maps.mean(dim=(2, 3)).cpu()
-        return features, None
+        maps: Tensor = self.network.extract_features((pixels - 127) / 128)
+        return maps.mean(dim=(2, 3))
 
 
-class Inception:
-    """Inception-v3 with the weights of published FIDs, in torch-fidelity's port of TensorFlow's graph.
-
-    Args:
-        weights: the published file; its digest is checked before it is read.
-    """
+class Inception(Published):
+    """Inception-v3 with the weights of published FIDs, in torch-fidelity's port of TensorFlow's graph."""
 
     name = config.INCEPTION
     dimensions = 2048
-    sha256 = INCEPTION.sha256
 
     def __init__(self, weights: Path) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        verify(weights, INCEPTION)
-        self.device = default_device()
-        self.network = FeatureExtractorInceptionV3(
+        super().__init__(weights)
+        network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-        ).to(self.device)
+        )
+        *layers, _ = network.children()  # its own forward takes rounded images alone; the last layer names classes
+        self.network = nn.Sequential(*layers, nn.Flatten()).to(self.device)
 
-    @torch.no_grad()
-    def __call__(self, images: Images) -> tuple[Tensor, None]:
+    def of_pixels(self, pixels: Tensor) -> Tensor:
         """Features (n, 2048) of the images at 299 × 299, resized without antialiasing as TensorFlow 1 did."""
-        (features,) = self.network(three_channels(images).to(self.device))
-        return features.cpu(), None
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+        pixels = pixels.expand(-1, 3, -1, -1)
+        pixels = interpolate_bilinear_2d_like_tensorflow1x(pixels, size=(299, 299), align_corners=False)
+        features: Tensor = self.network((pixels - 128) / 128)
+        return features
 
 
-def load_published(name: str, weights: Path) -> Lite0 | Inception:
-    """Build `lite0` or `inception` from their published file."""
-    return Lite0(weights) if name == Lite0.name else Inception(weights)
+class Dinov2(Published):
+    """DINOv2's ViT-L/14, whose distances are nearer to what people judge than Inception's (Stein et al., 2023)."""
+
+    name = config.DINOV2
+    dimensions = 1024
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(weights)
+        with torch.device("meta"):  # 304 million numbers that need not be drawn
+            self.network = VisionTransformer()
+        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), assign=True)
+        self.network.eval().to(self.device)
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Features (n, 1024) of the images at 224 × 224, resized as Pillow does."""
+        pixels = pixels.expand(-1, 3, -1, -1)
+        pixels = F.interpolate(pixels, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 255) / 255
+        mean, deviation = (pixels.new_tensor(of)[:, None, None] for of in (self.mean, self.deviation))
+        features: Tensor = self.network((pixels - mean) / deviation)
+        return features
+
+
+def load_published(name: str, weights: Path) -> Published:
+    """Build the published network of this name from its file."""
+    return {one.name: one for one in (Lite0, Inception, Dinov2)}[name](weights)
 
 
 def as_input(images: Tensor) -> Tensor:
