@@ -56,8 +56,8 @@ STAGES = {
         "datasets",
         (
             *("dataset.extractors", "evaluate.samples", "evaluate.draws", "evaluate.manifold_samples"),
-            *("evaluate.memorisation_samples", "evaluate.accuracy_kimg"),
-            *("reference.classifier_kimg", "reference.seed"),
+            *("evaluate.memorisation_samples", "evaluate.memorisation_features", "evaluate.repeat_samples"),
+            *("evaluate.accuracy_kimg", "reference.classifier_kimg", "reference.seed"),
         ),
     ),
     "train": Stage(
@@ -81,7 +81,8 @@ STAGES = {
         (
             *("run.dataset", "dataset.info.class_names", "dataset.extractors"),
             *("evaluate.samples", "evaluate.draws", "evaluate.seed", "evaluate.manifold_samples"),
-            *("evaluate.memorisation_samples", "evaluate.accuracy_kimg"),
+            *("evaluate.memorisation_samples", "evaluate.memorisation_features", "evaluate.repeat_samples"),
+            *("evaluate.path_samples", "evaluate.accuracy_kimg"),
             *("evaluate.likelihood_images", "evaluate.likelihood_samples"),
         ),
     ),

@@ -148,10 +148,15 @@ class Sampler:
         return to_uint8(output, self.config.data_range)
 
 
+def grey_values(images: Tensor, data_range: str) -> Tensor:
+    """Float images in [-1, 1] ("symmetric") or [0, 1] ("unit") → float in [0, 255]."""
+    unit = (images.float() + 1) / 2 if data_range == "symmetric" else images.float()
+    return unit.mul(255)
+
+
 def quantised(images: Tensor, data_range: str) -> Tensor:
     """Float images (n, c, h, w) in [-1, 1] ("symmetric") or [0, 1] ("unit") → uint8 (n, h, w, c), rounded."""
-    unit = (images.float() + 1) / 2 if data_range == "symmetric" else images.float()
-    return unit.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return grey_values(images, data_range).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def to_uint8(images: Tensor, data_range: str) -> Images:

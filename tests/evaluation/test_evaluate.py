@@ -116,6 +116,30 @@ def test_a_metric_of_ones_own_is_a_function_and_a_row(trained: Path, monkeypatch
     assert gate.rule.startswith("better than ")
 
 
+def test_metrics_that_are_asked_for(trained: Path) -> None:
+    asked = {"memorisation_features": 40, "repeat_samples": 80, "path_samples": 130}  # more than samples
+    without = ("samples=100", "accuracy_kimg=0", "manifold_samples=0", "memorisation_samples=0", "likelihood_images=0")
+    overrides = [*without, *(f"{key}={value}" for key, value in asked.items())]
+    params = load_params(trained / "params.yaml", [f"evaluate.{override}" for override in overrides])
+    of_train = trained / "reference/mnist/classifier-train.safetensors"
+    with pytest.raises(
+        AtelierError, match=r"classifier-train\.safetensors: missing or altered; run 'atelier reference"
+    ):
+        evaluate("mnist-cgan", params, trained, print)
+    reference("mnist", params, trained, print)
+    evaluate("mnist-cgan", params, trained, print)
+    report = read_report(trained, "mnist-cgan")
+    measured = {"nearest_train_ratio_in_classifier", "nearest_fake_ratio", "repeats", "path_length_classifier"}
+    assert measured <= report.measured.keys()
+    assert {name for name in measured if report.floor(name)} == {"nearest_fake_ratio", "repeats"}
+    assert report.metrics["path_length_classifier"].mean > 0
+    assert 0.8 < report.metrics["floor_nearest_fake_ratio"].mean < 1.2
+    assert asked.items() <= report.conditions.model_dump().items()
+    of_train.write_bytes(of_train.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(AtelierError, match=r"classifier-train\.safetensors: missing or altered"):
+        evaluate("mnist-cgan", params, trained, print)
+
+
 def test_few_test_images_are_told(trained: Path) -> None:
     told = list[str]()
     params = load_params(trained / "params.yaml", ["evaluate.samples=100", "evaluate.accuracy_kimg=0"])

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from atelier.evaluation.neighbours import manifold_metrics, nearest_training_images
+from atelier.config import Evaluate
+from atelier.data.arrays import PreparedSplit
+from atelier.evaluation.evaluator import Features, Sample
+from atelier.evaluation.metrics import METRICS
+from atelier.evaluation.neighbours import manifold_metrics, nearest_features, nearest_others, nearest_training_images
 
 
 def normal(count: int, seed: int, dimensions: int = 8) -> Tensor:
@@ -71,3 +77,43 @@ def test_nearest_first_and_equal_to_a_search_by_hand() -> None:
     found = nearest_training_images(wanted, train, 5)
     np.testing.assert_array_equal(found.indices, np.argsort(by_hand, axis=1)[:, :5])
     np.testing.assert_allclose(found.distances, np.sort(by_hand, axis=1)[:, :5], rtol=1e-12)
+
+
+@pytest.mark.parametrize("block", [7, 5000])
+def test_nearest_others_and_features_are_scikit_learns(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    monkeypatch.setattr("atelier.evaluation.neighbours.BLOCK", block)
+    wanted = images(40, 0)
+    wanted[[5, 6]] = wanted[20]
+    flat = wanted.reshape(40, -1) / 255
+    distances, _ = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(flat).kneighbors(flat)
+    found = nearest_others(wanted)
+    np.testing.assert_allclose(found, distances[:, 1] / np.sqrt(flat.shape[1]), rtol=1e-6, atol=1e-9)
+    assert np.flatnonzero(found == 0).tolist() == [5, 6, 20]
+    features, among = normal(30, 0), normal(50, 1)
+    distances, _ = NearestNeighbors(n_neighbors=1).fit(among).kneighbors(features)
+    np.testing.assert_allclose(nearest_features(features, among), distances[:, 0], rtol=1e-9)
+
+
+def repeated(fakes: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], samples: int = 200) -> tuple[float, float]:
+    sample = Sample([], fakes, None, Evaluate(repeat_samples=samples), 0, PreparedSplit(images(200, 1), None))
+    kinds = METRICS["repeats"], METRICS["nearest_fake_ratio"]
+    share, ratio = (kind.measure(sample, cast("Features", None)) for kind in kinds)
+    assert share is not None
+    assert ratio is not None
+    return share, ratio
+
+
+def test_a_generator_that_draws_the_same_images_again_is_found() -> None:
+    share, ratio = repeated(images(200, 0))
+    assert share == 0
+    assert ratio == pytest.approx(1, abs=0.05)
+    few = images(200, 0)
+    few[150:] = np.clip(few[:50].astype(int) + 1, 0, 255)  # all but the same
+    share, ratio = repeated(few)
+    assert share == 0.5
+    assert repeated(few, 100) == (0, pytest.approx(1, abs=0.05))  # no two among the first hundred
+    share, ratio = repeated(np.resize(images(90, 0), (200, 8, 8, 1)))
+    assert share == 1
+    assert ratio == 0

@@ -86,6 +86,9 @@ class Evaluate(Section):
     seed: Seed = 0
     manifold_samples: CountOrNone = 5000  # for precision, recall, density, coverage; 0: without
     memorisation_samples: CountOrNone = 500  # whose nearest training images are searched; 0: without
+    memorisation_features: CountOrNone = 0  # the same in features instead of pixels; 0: without
+    repeat_samples: CountOrNone = 0  # fakes that are held against each other, at most 10,000; 0: without
+    path_samples: CountOrNone = 0  # places between latents, for the perceptual path length; 0: without
     accuracy_kimg: NotNegative = 20  # training of a classifier on fakes, to be tested on real images; 0: without
     likelihood_images: CountOrNone = 500  # test images that a VAE is judged by; 0: without
     likelihood_samples: Count = 50  # latents per image

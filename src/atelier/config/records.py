@@ -260,6 +260,9 @@ class Conditions(Checked):
     manifold_samples: CountOrNone | None = None
     accuracy_kimg: NotNegative | None = None
     memorisation_samples: CountOrNone | None = None
+    memorisation_features: CountOrNone | None = None
+    repeat_samples: CountOrNone | None = None
+    path_samples: CountOrNone | None = None
     likelihood_images: CountOrNone | None = None
     likelihood_samples: Count | None = None
 
@@ -373,6 +376,8 @@ class ExtractorRecord(Checked):
     real_by_class: list[CountOrNone] = []
     real_split: Literal["test"] = "test"
     real_images_sha256: Sha256
+    train_features_sha256: Sha256 | None = None  # of their file, where nearest training images are searched in them
+    nearest_train: NotNegative | None = None  # median distance of a test image to its nearest training image in them
 
 
 class ReferenceRecord(Record):

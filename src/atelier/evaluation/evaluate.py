@@ -60,7 +60,8 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     run, settings = params.run(run_name), params.evaluate
     model_folder = root / "models" / run_name
     sampler = Sampler.load(model_folder, root)
-    reference = load_reference(root, run.dataset, params.extractors(run.dataset))
+    extractors, with_train = params.extractors(run.dataset), settings.memorisation_features > 0
+    reference = load_reference(root, run.dataset, extractors, with_train)
     vae = TrainedVae.load(sampler, model_folder, root)
     config = sampler.config
     sheet = SHEET_ROWS, len(config.class_names) or SHEET_ROWS, config.height, config.width, config.channels
@@ -134,7 +135,7 @@ def _draw(
     ranks: Ranks,
 ) -> Sample | None:
     """One independent sample; None on ranks that do not write."""
-    features = [Features(real, settings.manifold_samples) for real in reference.reals]
+    features = [Features(real, settings.manifold_samples, settings.memorisation_features) for real in reference.reals]
     extractors = [real.extractor for real in reference.reals]
     seed = settings.seed + number
     stream = draw_in_order(sampler, extractors, settings.samples, seed, asked, ranks)
@@ -154,7 +155,12 @@ def _draw(
         likelihood = likelihood_metrics(vae, test.images[:count], labels, settings.likelihood_samples, seed, ranks)
     if not ranks.is_writer:
         return None
-    sample = Sample(features, np.concatenate(kept), asked, settings, seed, test, drawn=True, likelihood=likelihood)
+    sample = Sample(
+        *(features, np.concatenate(kept), asked, settings, seed, test),
+        drawn=True,
+        sampler=sampler,
+        likelihood=likelihood,
+    )
     if settings.memorisation_samples:
         wanted = sample.images[: settings.memorisation_samples]
         sample.nearest = nearest_training_images(wanted, train.images, NEIGHBOURS)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from atelier.errors import AtelierError
 from atelier.evaluation.distances import DistanceTo, FrechetAccumulator, KernelAccumulator, KernelTo, MomentsAccumulator
 from atelier.evaluation.extractors import Extractor
 from atelier.evaluation.metrics import METRICS, Need
-from atelier.evaluation.neighbours import Nearest, manifold_metrics
+from atelier.evaluation.neighbours import Nearest, manifold_metrics, nearest_features, nearest_others
 from atelier.pictures import Images, Labels
 from atelier.ranks import Ranks
 from atelier.sampler import CHUNK, Sampler
@@ -37,6 +38,7 @@ class Real:
         class_distances_to: the same of each class, None where it has fewer than two; of a classifier only.
         features: float32 (n, d), shuffled.
         record: what `reference.json` says of them.
+        train: features of all training images (m, d), where the nearest ones are searched in them.
     """
 
     extractor: Extractor
@@ -44,6 +46,7 @@ class Real:
     class_distances_to: list[DistanceTo | None]
     features: Tensor
     record: ExtractorRecord
+    train: Tensor | None = None
 
     @cached_property
     def kernel_to(self) -> KernelTo:
@@ -57,11 +60,13 @@ class Features:
     Args:
         real: the real images in the extractor that the features come from.
         manifold_samples: features kept for precision, recall, density and coverage; 0: without these.
+        nearest_samples: features whose nearest training images are searched.
     """
 
-    def __init__(self, real: Real, manifold_samples: int) -> None:
+    def __init__(self, real: Real, manifold_samples: int, nearest_samples: int = 0) -> None:
         self.real = real
         self._manifold_samples = min(manifold_samples, len(real.features))
+        self._nearest_samples = nearest_samples
         self._distance = FrechetAccumulator(real.distance_to)
         self._kernel = KernelAccumulator(real.kernel_to)
         self._classes = [MomentsAccumulator() for _ in real.class_distances_to]
@@ -80,7 +85,7 @@ class Features:
             for label, accumulator in enumerate(self._classes):
                 if len(members := features[torch.from_numpy(labels == label)]):
                     accumulator.update(members)
-        if self._kept_count < self._manifold_samples:
+        if self._kept_count < max(self._manifold_samples, self._nearest_samples):
             self._kept.append(features)
             self._kept_count += len(features)
 
@@ -98,6 +103,14 @@ class Features:
     def kept(self) -> Tensor:
         """The features of the first images (n, d), of as many as `manifold_samples` says or real images have them."""
         return torch.cat(self._kept)[: self._manifold_samples] if self._kept else torch.empty(0, 0)
+
+    @cached_property
+    def nearest_train(self) -> float | None:
+        """Median distance of the first images to their nearest training image over that of test images, in features."""
+        if self.real.train is None or not self.real.record.nearest_train or not self._kept:
+            return None
+        nearest = nearest_features(torch.cat(self._kept)[: self._nearest_samples], self.real.train)
+        return float(np.median(nearest)) / self.real.record.nearest_train
 
     @cached_property
     def manifold(self) -> dict[str, float]:
@@ -137,6 +150,7 @@ class Sample:
         seed: of whatever is drawn for a metric.
         test: real images with the labels that the model knows.
         drawn: whether a model drew them.
+        sampler: that drew them, if they can be drawn on the way between two as well.
         nearest: the training images nearest to the first of them, if they are looked for.
         nearest_of_test: the median distance of a test image to its nearest training image, if known.
         likelihood: how well a VAE explains test images, if one drew them.
@@ -149,9 +163,17 @@ class Sample:
     seed: int
     test: PreparedSplit
     drawn: bool = False
+    sampler: Sampler | None = None
     nearest: Nearest | None = None
     nearest_of_test: float | None = None
     likelihood: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def nearest_others(self) -> tuple[npt.NDArray[np.float64], float]:
+        """Distance of each fake to the nearest other one, in pixels, and the median of as many test images."""
+        count = min(max(self.settings.repeat_samples, 2), len(self.images), len(self.test.images))
+        of_test = nearest_others(self.test.images[:count])
+        return nearest_others(self.images[:count]), float(np.median(of_test))
 
     def metrics(self) -> dict[str, float]:
         """Every metric of the table that this sample has what it takes for, by name."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from atelier.config import CLASSIFIER, EXTRACTORS, INCEPTION
-from atelier.config.records import FLOOR, Conditions, Report
+from atelier.config.records import COPY, FLOOR, Conditions, Report
 
 if TYPE_CHECKING:
     from atelier.evaluation.evaluator import Features, Sample
@@ -30,7 +30,8 @@ GROUPS = {
     "distance": "How far the samples as a whole are from the real images.",
     "coverage": "Whether each sample looks real, and whether everything real is drawn.",
     "labels": "Whether the class that was asked for is drawn.",
-    "copies": "Whether samples repeat training images.",
+    "copies": "Whether samples repeat training images, or each other.",
+    "latents": "How evenly images change from one latent to another.",
     "likelihood": "How well a VAE explains images that it has not seen.",
     "own": "Metrics of your own.",
 }
@@ -104,6 +105,33 @@ def nearest_train_ratio(sample: Sample, features: Features) -> float | None:
     if sample.nearest is None or not sample.nearest_of_test:
         return None
     return float(np.median(sample.nearest.distances[:, 0])) / sample.nearest_of_test
+
+
+def nearest_fake_ratio(sample: Sample, features: Features) -> float | None:
+    """Median distance of a fake to the nearest other one over that of a test image to the nearest other test image."""
+    import numpy as np
+
+    of_fakes, of_test = sample.nearest_others
+    return float(np.median(of_fakes)) / of_test if of_test else None
+
+
+def repeats(sample: Sample, features: Features) -> float:
+    """Share of fakes that are as good as the same image as another one: a birthday test (Arora et al., 2018)."""
+    of_fakes, of_test = sample.nearest_others
+    return float((of_fakes <= COPY * of_test).mean())
+
+
+def path_length(sample: Sample, features: Features) -> float | None:
+    """How far images change between latents, in features."""
+    import numpy as np
+
+    from atelier.evaluation import paths
+
+    if sample.sampler is None:
+        return None
+    count = sample.settings.path_samples
+    labels = None if sample.labels is None else np.resize(sample.labels, count)
+    return paths.path_length(sample.sampler, features.real.extractor, labels, count, sample.seed)
 
 
 def _of_manifold(kind: str, best: float, explanation: str) -> Metric:
@@ -204,6 +232,50 @@ _ROWS = (
         needs=("model",),
         parameters=("memorisation_samples",),
         group="copies",
+    ),
+    Metric(
+        "nearest_train_ratio_in",
+        "nearest training image in features",
+        1,
+        "median distance of a fake to its nearest training image, between features, over that of a test image: sees "
+        "one again that was shifted or recoloured",
+        lambda sample, features: features.nearest_train,
+        in_features=True,
+        needs=("model",),
+        parameters=("memorisation_features",),
+        group="copies",
+    ),
+    Metric(
+        "nearest_fake_ratio",
+        "nearest other sample",
+        1,
+        "median distance of a fake to the nearest other one, in pixels, over that of as many test images: below 1 "
+        "fakes vary less than real images",
+        nearest_fake_ratio,
+        parameters=("repeat_samples",),
+        group="copies",
+    ),
+    Metric(
+        "repeats",
+        "repeated samples",
+        LOW,
+        "share of fakes to which another of `evaluate.repeat_samples` is nearer than a tenth of that distance of test "
+        "images: how often the same is drawn again (after Arora et al., 2018)",
+        repeats,
+        parameters=("repeat_samples",),
+        group="copies",
+    ),
+    Metric(
+        "path_length",
+        "perceptual path length",
+        LOW,
+        "mean square of what features of unit length change by for a small step between two latents, over that of the "
+        "step (Karras et al., 2019); published ones are of LPIPS, and not to be put beside it",
+        path_length,
+        in_features=True,
+        needs=("model",),
+        parameters=("path_samples",),
+        group="latents",
     ),
     _of_likelihood("elbo", "evidence lower bound", HIGH, "of test images, nats per image, one latent each"),
     _of_likelihood(

@@ -1,4 +1,4 @@
-"""Nearest neighbours: in features, fidelity and diversity apart; in pixels, whether training images are repeated."""
+"""Nearest neighbours: in features, fidelity and diversity apart; whether training images are repeated, or fakes."""
 
 from __future__ import annotations
 
@@ -107,6 +107,20 @@ def nearest_training_images(images: Images, train: Images, count: int) -> Neares
         np.mean((image / 255 - train[row] / 255) ** 2, axis=(1, 2, 3)) for image, row in zip(images, rows, strict=True)
     ]
     return Nearest(np.sqrt(np.stack(squares)), rows)
+
+
+def nearest_others(images: Images) -> npt.NDArray[np.float64]:
+    """Distance between pixels, in [0, 1], of each image (n, h, w, c) to the nearest of the others (n,)."""
+    # the nearest two are itself, at 0, and the one that is asked for
+    distances: npt.NDArray[np.float64] = nearest_training_images(images, images, 2).distances.max(axis=1)
+    return distances
+
+
+def nearest_features(features: Tensor, among: Tensor) -> Tensor:
+    """Distance of each vector of features (n, d) to the nearest of (m, d), in float64 (n,)."""
+    features = features.double()
+    nearest = [_distances(features, block.double()).min(dim=1).values for block in among.split(BLOCK)]
+    return torch.stack(nearest).min(dim=0).values
 
 
 def _flat(images: Images) -> Tensor:

@@ -19,9 +19,10 @@ from atelier.evaluation.distances import DistanceTo, Moments, MomentsAccumulator
 from atelier.evaluation.evaluator import Features, Real, Sample, over_draws
 from atelier.evaluation.extractors import BATCH, Classifier, Extractor, batches, load_published, train_classifier
 from atelier.evaluation.metrics import metric_name
-from atelier.evaluation.neighbours import nearest_training_images
+from atelier.evaluation.neighbours import nearest_features, nearest_training_images
 from atelier.evaluation.weights import find_weights
 from atelier.files import atomic_directory, digest
+from atelier.pictures import Images
 from atelier.progress import watch
 from atelier.tensors import load_tensors, save_tensors
 
@@ -61,7 +62,7 @@ def reference(dataset: str, params: Params, root: Path, say: Callable[[str], Non
             else:
                 shutil.copyfile(published[name], folder / f"{name}.pth")
                 extractor = load_published(name, folder / f"{name}.pth")
-            reals.append(_measure(extractor, test, card, folder))
+            reals.append(_measure(extractor, test, train.images, card, folder, params.evaluate.memorisation_features))
         floor, floor_images = _floor(reals, train, test, params)
         ReferenceRecord(
             dataset=dataset,
@@ -94,8 +95,14 @@ class Reference:
     record: ReferenceRecord
 
 
-def load_reference(root: Path, dataset: str, names: list[str]) -> Reference:
+def load_reference(root: Path, dataset: str, names: list[str], with_train: bool = False) -> Reference:
     """Load what `reference` made for these extractors, after checking every digest.
+
+    Args:
+        root: the workspace.
+        dataset: whose reference it is.
+        names: of the extractors.
+        with_train: whether the features of the training images are wanted too.
 
     Raises:
         InputError: if it is missing.
@@ -120,8 +127,14 @@ def load_reference(root: Path, dataset: str, names: list[str]) -> Reference:
             extractor = Classifier.load(folder / "classifier.safetensors", card, found.sha256)
         else:
             extractor = load_published(name, folder / f"{name}.pth")
+        tensors = load_tensors(statistics)
+        if with_train:
+            of_train = folder / f"{name}-train.safetensors"
+            if not of_train.is_file() or digest(of_train) != found.train_features_sha256:
+                raise AtelierError(f"{of_train}: missing or altered; run '{make}' again")
+            tensors |= load_tensors(of_train)
         try:
-            reals.append(_real(extractor, load_tensors(statistics), found))
+            reals.append(_real(extractor, tensors, found))
         except (KeyError, RuntimeError, TypeError, ValueError):  # LinAlgError is a RuntimeError
             raise AtelierError(f"{statistics}: not the statistics of '{name}'; run '{make}' again") from None
     return Reference(reals, record)
@@ -147,8 +160,13 @@ def _make_classifier(
     return Classifier(network, digest(weights))
 
 
-def _measure(extractor: Extractor, test: PreparedSplit, card: DataCard, folder: Path) -> Real:
-    """Features of the test images and their moments, of all and of each class, to a file whose digest is kept."""
+def _measure(
+    extractor: Extractor, test: PreparedSplit, train: Images, card: DataCard, folder: Path, memorisation_features: int
+) -> Real:
+    """Features of the test images and their moments, of all and of each class, to a file whose digest is kept.
+
+    Where nearest training images are searched in them, those of the training images to another.
+    """
     whole, kept, right = MomentsAccumulator(), list[Tensor](), 0
     # classes apart by a classifier alone: another extractor has more features than a class has images
     by_class = [MomentsAccumulator() for _ in card.class_names] if extractor.name == CLASSIFIER else []
@@ -176,6 +194,13 @@ def _measure(extractor: Extractor, test: PreparedSplit, card: DataCard, folder: 
             tensors |= {f"class-{label}-mean": of_class.mean, f"class-{label}-covariance": of_class.covariance}
     statistics = folder / f"{extractor.name}-test.safetensors"
     save_tensors(statistics, tensors)
+    train_sha256 = nearest = None
+    if memorisation_features:
+        pieces = watch(batches(train), -(-len(train) // BATCH), "training images", "batch")
+        features = torch.cat([extractor(images)[0] for images in pieces])
+        save_tensors(path := folder / f"{extractor.name}-train.safetensors", {"train": features})
+        train_sha256 = digest(path)
+        nearest = float(nearest_features(tensors["features"][:memorisation_features], features).median())
     record = ExtractorRecord(
         sha256=extractor.sha256,
         dimensions=extractor.dimensions,
@@ -184,6 +209,8 @@ def _measure(extractor: Extractor, test: PreparedSplit, card: DataCard, folder: 
         test_accuracy=right / len(test.images) if by_class else None,
         real_by_class=[accumulator.count for accumulator in by_class],
         real_images_sha256=card.splits["test"].images_sha256,
+        train_features_sha256=train_sha256,
+        nearest_train=nearest,
     )
     return _real(extractor, tensors, record)
 
@@ -200,7 +227,7 @@ def _real(extractor: Extractor, tensors: dict[str, Tensor], record: ExtractorRec
         else None
         for label, count in enumerate(record.real_by_class)
     ]
-    return Real(extractor, whole, of_classes, tensors["features"], record)
+    return Real(extractor, whole, of_classes, tensors["features"], record, tensors.get("train"))
 
 
 def _floor(

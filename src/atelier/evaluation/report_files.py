@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from atelier.data.arrays import PreparedSplit
 from atelier.evaluation.distances import BLOCK, kernel_distance
@@ -17,9 +16,9 @@ from atelier.evaluation.evaluator import Real, Sample
 from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.metrics import metric_name
 from atelier.evaluation.neighbours import Nearest
+from atelier.evaluation.paths import between
 from atelier.journal import read_curves
 from atelier.mark import MIXED, Mark
-from atelier.models.recipe import VaeRecipe
 from atelier.pictures import Images, Labels, save_gif, save_png, tile
 from atelier.sampler import Sampler, draw_noise
 
@@ -126,29 +125,12 @@ def write_pictures(
 
 
 def interpolation(sampler: Sampler, seed: int) -> Images:
-    """A row from one latent to another: on the great circle for a GAN, on the line for a VAE.
-
-    Normal latents of many dimensions lie near a sphere, and a GAN knows nothing inside it (White, "Sampling generative
-    networks", 2016). A conditional model keeps a row's class, a VAE the component of its prior.
-    """
+    """A row from one latent to another; a conditional model keeps a row's class."""
     start, end = draw_noise(2 * ROWS, sampler.noise, seed).chunk(2)
-    if is_vae := isinstance(sampler.config.recipe, VaeRecipe):
-        end[:, -1] = start[:, -1]
-    steps = torch.linspace(0, 1, COLUMNS)
-    noise = torch.stack([_line(start, end, t) if is_vae else _great_circle(start, end, t) for t in steps], dim=1)
+    noise = torch.stack([between(sampler, start, end, t) for t in torch.linspace(0, 1, COLUMNS)], dim=1)
     classes = len(sampler.class_names)
     labels = (torch.arange(ROWS) % classes).repeat_interleave(COLUMNS) if classes else None
     return tile(sampler.render(noise.flatten(0, 1), labels), columns=COLUMNS)
-
-
-def _line(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    return (1 - t) * a + t * b
-
-
-def _great_circle(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-0.999, 0.999)
-    angle = torch.acos(cosine)[:, None]
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 def latent_plane(vae: TrainedVae, images: Images, labels: Labels | None) -> Images:
