@@ -113,12 +113,14 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
         neighbours = (first.images, train.images, first.nearest) if first.nearest is not None else None
         write_pictures(folder, sheets, sampler, settings.seed, vae, test, neighbours)
         write_gallery(folder, first, test, train.images, Mark.of(config, seed=settings.seed))
+    conditions = report.conditions
+    compared = f"{conditions.fakes:,} fakes against {conditions.real:,} {conditions.real_split} images"
     for real in reference.reals:
         metric = metric_name("fd", real.extractor.name)
         distance, floor = report.metrics[metric], report.floor(metric)
         beside = f" (floor {floor.mean:.2f})" if floor else ""
-        say(f"{metric} {distance.mean:.2f} ± {distance.deviation:.2f}{beside}")
-    for caution in cautions(report.conditions):
+        say(f"{metric} {distance.mean:.2f} ± {distance.deviation:.2f}{beside}, {compared}")
+    for caution in cautions(conditions):
         say(caution)
     return target
 

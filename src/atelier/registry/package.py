@@ -60,6 +60,7 @@ def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: 
         if config.code_sha256 is None
         else f" It is the user's own; what builds its networks is in `model/{CARRIED}`."
     )
+    features = ", ".join(f"`{one}` (sha256 {sha256[:16]}…)" for one, sha256 in conditions.extractors.items())
     started = f"Started from the weights of sha256 `{config.parent_sha256}`. " if config.parent_sha256 else ""
     recipe = ", ".join(f"{key} {plain(str(value))}" for key, value in config.recipe.model_dump().items())
     return f"""# {name}
@@ -75,7 +76,8 @@ Draws images like those of **{title}**: {size}, {asked}. Model `{config.model}`:
 {_rows(metrics)}
 
 {conditions.draws} draws of {conditions.fakes:,} images against {conditions.real:,} real images of the
-{conditions.real_split} split; {_deviation(metrics)}.{cautioned} Distances of
+{conditions.real_split} split (sha256 {conditions.real_images_sha256[:16]}…), in features of
+{features}; {_deviation(metrics)}.{cautioned} Distances of
 other features, data or numbers of images cannot be compared with these, nor a distance in a classifier's features with
 a published FID.
 
