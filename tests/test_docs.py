@@ -58,3 +58,15 @@ def test_the_recipes_for_few_pictures_are_those_of_the_table() -> None:
     trained = yaml.load(SYSTEMS)["runs"]
     recipes = yaml.load(shown)["runs"]
     assert recipes == {name: trained[name] for name in recipes}
+
+
+def test_the_published_protocol_is_what_its_command_runs() -> None:
+    docs = (CHECKOUT / "docs" / "evaluation.md").read_text()
+    (command,) = re.findall(r"^atelier init fid && cp (\S+) fid/params\.yaml && atelier repro --root fid$", docs, re.M)
+    params = load_params(CHECKOUT / command)
+    settings = params.evaluate
+    assert {(run.dataset, run.model) for run in map(params.run, params.runs)} == {
+        (dataset, model) for dataset in ("mnist", "fashion-mnist") for model in ("cgan", "cvae")
+    }
+    assert (settings.extractors, settings.samples) == (["inception"], 10_000)
+    assert params.promote.better == ["fid"]
