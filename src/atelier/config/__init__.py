@@ -113,7 +113,7 @@ class Promote(Section):
     at_most: dict[str, float] = {}
     at_least: dict[str, float] = {}
     better: list[str] = ["fd_classifier"]  # than the present champion
-    error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # of `better`, where both are of several seeds
+    error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.025  # of `better`, where both are of several seeds
 
 
 class Compare(Section):
