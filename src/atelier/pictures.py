@@ -24,6 +24,11 @@ LOSSLESS_TILE = 32  # pixels; larger ones are compressed a little
 SHEETS = "pictures.npz"  # of a model: what was drawn from fixed latents during its training
 
 
+def sides(shape: Sequence[int]) -> str:
+    """The shape of an image, (h, w, c), for people."""
+    return "×".join(map(str, shape))
+
+
 def tile(images: Images, columns: int, gap: int = 2, background: int = 255) -> Images:
     """Lay images (n, h, w, c) out in rows of `columns`; returns one image (height, width, c)."""
     count, height, width, channels = images.shape

@@ -26,6 +26,7 @@ from atelier.evaluation.reference import reference
 from atelier.files import digest, folder_digest, read_json, write_json
 from atelier.pictures import SHEETS, load_sheets, tile
 from atelier.registry.gates import Judged, judge
+from atelier.training.train import train
 
 BOTH = {
     *("fd_classifier", "fd_infinity_classifier", "kid_classifier", "class_fd_classifier", "label_agreement"),
@@ -86,6 +87,35 @@ def test_an_altered_encoder_is_refused(trained: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(AtelierError, match=r"encoder\.safetensors: missing or altered"):
         evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+
+
+@pytest.mark.parametrize("shape", [(20, 28, 1), (28, 28, 3)])
+def test_a_model_of_other_images_than_the_data_have_is_refused(trained: Path, shape: tuple[int, int, int]) -> None:
+    prepared = trained / "data/prepared/mnist"  # anew, of another size
+    card = read_json(prepared / "card.json") | dict(zip(("height", "width", "channels"), shape, strict=True))
+    for split in ("train", "test"):
+        path = prepared / f"{split}-images.npy"
+        path.unlink()
+        np.save(path, np.zeros((card["splits"][split]["images"], *shape), np.uint8))
+        card["splits"][split]["images_sha256"] = digest(path)
+    write_json(prepared / "card.json", card)
+    has = "×".join(map(str, shape))
+    with pytest.raises(
+        InputError, match=f"models/mnist-cvae: draws images of 28×28×1, and 'mnist' has {has} now; train"
+    ):
+        evaluate("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+    with pytest.raises(InputError, match=f"prepared/mnist: has images of {has}, and params.yaml says 28×28×1; run"):
+        train("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
+
+
+def test_data_of_other_classes_than_the_parameters_say_are_refused(trained: Path) -> None:
+    path = trained / "data/prepared/mnist/card.json"
+    card = read_json(path)
+    write_json(path, card | {"class_names": card["class_names"][::-1]})
+    with pytest.raises(
+        InputError, match=r"prepared/mnist: has other classes than params\.yaml says; run 'atelier prepare"
+    ):
+        train("mnist-cvae", load_params(trained / "params.yaml"), trained, print)
 
 
 def test_a_model_of_other_classes_than_the_data_have_is_refused(trained: Path) -> None:

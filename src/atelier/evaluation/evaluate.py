@@ -32,7 +32,7 @@ from atelier.evaluation.reference import Reference, load_reference, shuffled_tes
 from atelier.evaluation.report_files import ByClass, write_curves, write_pictures
 from atelier.files import atomic_directory, hold
 from atelier.mark import Mark
-from atelier.pictures import SHEET_ROWS, SHEETS, Images, Labels, load_sheets
+from atelier.pictures import SHEET_ROWS, SHEETS, Images, Labels, load_sheets, sides
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
 from atelier.sampler import Sampler, trainings
@@ -60,13 +60,18 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
     run, settings = params.run(run_name), params.evaluate
     model_folder = root / "models" / run_name
     sampler = Sampler.load(model_folder, root)
+    train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
+    config = sampler.config
+    has, draws = test.images.shape[1:], (config.height, config.width, config.channels)
+    if has != draws:
+        raise InputError(
+            f"models/{run_name}: draws images of {sides(draws)}, and '{run.dataset}' has {sides(has)} now; train again"
+        )
     extractors, with_train = params.extractors(run.dataset), settings.memorisation_features > 0
     reference = load_reference(root, run.dataset, extractors, with_train)
     vae = TrainedVae.load(sampler, model_folder, root)
-    config = sampler.config
     sheet = SHEET_ROWS, len(config.class_names) or SHEET_ROWS, config.height, config.width, config.channels
     sheets = load_sheets(model_folder / SHEETS, sheet, f"run 'atelier train {run_name}' again")
-    train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
     asked: Labels | None = None
     if sampler.class_names:
         if test.labels is None or sampler.class_names != list(run.info.class_names):

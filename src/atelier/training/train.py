@@ -16,10 +16,11 @@ import atelier
 from atelier.config import Params, Run
 from atelier.config.records import DataCard, ModelConfig
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card, validation_places
-from atelier.errors import AtelierError, Terminated, ToldByWriter
+from atelier.errors import AtelierError, InputError, Terminated, ToldByWriter
 from atelier.files import digest_of, folder_digest, hold, read_limited, remove_folder, to_json, write_atomic
 from atelier.models.contract import build_checked_networks
 from atelier.own_code import counted_digest, sources, sources_sha256
+from atelier.pictures import sides
 from atelier.ranks import RankLost, Ranks, join_ranks
 from atelier.sampler import Sampler
 from atelier.tracking import run_params
@@ -126,9 +127,21 @@ class Training:
         return digest_of(to_json({"identity": self.identity, "environment": self.environment}).encode())
 
 
+def _require_same_data(run: Run, card: DataCard) -> None:
+    """Refuse data that were prepared with other parameters than those of now: the networks are of the latter."""
+    info = run.info
+    has, wants = (card.height, card.width, card.channels), (info.side, info.side, info.channels)
+    folder, again = f"data/prepared/{run.dataset}", f"run 'atelier prepare {run.dataset}' again"
+    if has != wants:
+        raise InputError(f"{folder}: has images of {sides(has)}, and params.yaml says {sides(wants)}; {again}")
+    if run.shape.classes and card.class_names != list(info.class_names):
+        raise InputError(f"{folder}: has other classes than params.yaml says; {again}")
+
+
 def _training(run: Run, params: Params, root: Path, ranks: Ranks) -> Training:
     """Say what a training is, after setting its arithmetic; the same on all ranks."""
     card = read_card(root, run.dataset)
+    _require_same_data(run, card)
     _set_arithmetic(run.recipe.precision)
     own = sources(run.code)
     config = _config(run, card, ranks, sources_sha256(own))
