@@ -43,6 +43,7 @@ WITHOUT_EFFECT = {
     "train": {
         *("train.checkpoint_seconds", "train.checkpoints_kept", "train.resident_mb", "train.cuda_graph"),
         "run.parent_folder",  # where the weights of run.parent_sha256 lie
+        *("dataset.info.side", "dataset.info.channels"),  # data that were prepared otherwise are refused
     },
     "evaluate": set(),
     "register": {"train.model_dump", "prepare.model_dump"},  # into the tags of a version
