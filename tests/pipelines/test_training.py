@@ -158,7 +158,7 @@ def graph(compiled: tuple[dict[str, Any], dict[str, Any]]) -> Graph:
 
 def test_the_stages_are_those_of_dvc_yaml(graph: Graph) -> None:
     assert tuple(dvc_stages()) == STAGES == tuple(PLANNED)
-    assert set(graph.loops) == {*STAGES, "close-runs"} == set(NEEDS) - {"train-on-nodes", "promote"}
+    assert set(graph.loops) == {*STAGES, "close-runs"} == set(NEEDS) - {"train-on-nodes", "promote", "search"}
 
 
 def test_the_edges_are_those_of_dvc_yaml(graph: Graph) -> None:
