@@ -103,7 +103,7 @@ def test_a_node_leaves_why_it_failed_unless_another_did(
         run_node("r", tmp_path)
     assert ended.value.code == 2
     assert capfd.readouterr().err.splitlines()[-1] == f"atelier: {says}"  # after torchrun's own report
-    reports = [read_json(path) for path in (tmp_path / "failures").glob("*")]
+    reports = [read_json(path) for path in (tmp_path / "failures" / "r").glob("*")]
     assert [(one["code"], one["line"], one["newest"]) for one in reports] == (
         [(2, says, "000000000200.checkpoint")] if left else []
     )

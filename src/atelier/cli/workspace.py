@@ -105,11 +105,14 @@ def repro(targets: tuple[str, ...], jobs: int, root: Path) -> None:
     The processor's cores are shared out between them, and the cards of CUDA_VISIBLE_DEVICES go round. What is made and
     recorded is what 'dvc repro' makes with as many threads (OMP_NUM_THREADS) for each stage.
     """
+    from atelier.config import Notify
     from atelier.notify import notified
     from atelier.repro import repro
 
+    require_root(root)
     cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
-    settings = load(root, Path("params.yaml"), ()).notify
+    has_params = (root / "params.yaml").is_file()  # DVC runs stages without, too
+    settings = load(root, Path("params.yaml"), ()).notify if has_params else Notify()
     with notified(settings, " ".join(["repro", *targets]), say, tells_end=True):
         ran = repro(targets, jobs, cards, root, say)
     say(f"{len(ran)} stages ran" if ran else "everything is up to date")
