@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -532,28 +532,44 @@ def train_on_nodes(
     with errors_in_one_line():
         if WORKSPACES not in os.environ:
             raise InputError("training on several nodes needs a volume that they share: compile with --volume")
-        run_id, namespace, api = os.environ[PIPELINE_RUN], os.environ[NAMESPACE], api_client()
+        api = api_client()
         with workspace(f"train-{name}") as root:
             fill(root, params, data)
-            job = Job(
-                name=job_name(run_id, f"train-{name}"),
-                namespace=namespace,
-                runtime=RUNTIME,
-                image=image,
-                command=("python", "-m", "atelier.components.workspace", name, str(root)),
-                nodes=nodes,
-                processes=processes,
-                gpus=True,
-                environment={PIPELINE_RUN: run_id},
-                pipeline_run=run_id,
-                deadline_seconds=round(deadline_hours * 3600),
-                owner=workflow(api),
-            )
+            arguments = (name, str(root))
+            job = training_job(api, f"train-{name}", arguments, image, nodes, processes, True, deadline_hours)
             Launcher(job, lambda line: print(line, flush=True), api, root / FAILURES / name).run()
             take(root, outputs)
 
 
-def workflow(api: client.ApiClient) -> Owner:
+def training_job(
+    api: client.ApiClient,
+    task: str,
+    arguments: Sequence[str],
+    image: str,
+    nodes: int,
+    processes: int,
+    gpus: bool,
+    deadline_hours: float,
+) -> Job:
+    """The job of a training that this step is to launch; `arguments` are of `workspace.run_node`."""
+    run_id = os.environ[PIPELINE_RUN]
+    return Job(
+        name=job_name(run_id, task),
+        namespace=os.environ[NAMESPACE],
+        runtime=RUNTIME,
+        image=image,
+        command=("python", "-m", "atelier.components.workspace", *arguments),
+        nodes=nodes,
+        processes=processes,
+        gpus=gpus,
+        environment={PIPELINE_RUN: run_id},
+        pipeline_run=run_id,
+        deadline_seconds=round(deadline_hours * 3600),
+        owner=_workflow(api),
+    )
+
+
+def _workflow(api: client.ApiClient) -> Owner:
     """What owns this step's pod: it outlives a pod that is lost, and its TrainJob then goes on; else the pod itself."""
     pod, uid, namespace = (os.environ[name] for name in ("POD_NAME", "POD_UID", NAMESPACE))
     with contextlib.suppress(client.ApiException, urllib3.exceptions.HTTPError, OSError):

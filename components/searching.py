@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atelier.components.launcher import NAMESPACE, RUNTIME, Job, Launcher, api_client, job_name, workflow
+from atelier.components.launcher import Launcher, api_client, training_job
 from atelier.components.workspace import (
     FAILURES,
     WORKSPACES,
@@ -24,7 +24,6 @@ from atelier.components.workspace import (
 from atelier.config import load_params
 from atelier.errors import InputError
 from atelier.search import TRAIN, best_of, importances, open_study, search, table
-from atelier.tracking.origin import PIPELINE_RUN
 
 GONE_SECONDS = 60.0  # after which a cut trial's nodes are no longer waited for
 
@@ -73,21 +72,9 @@ def _trial(
     image: str, gpus: str, deadline_hours: str, run: str, _root: str, root: str, _params: str, file: str
 ) -> None:
     """Train a trial as a TrainJob of a node, on the volume; SIGTERM deletes it."""
-    api, pipeline_run = api_client(), os.environ[PIPELINE_RUN]
-    job = Job(
-        name=job_name(pipeline_run, run),
-        namespace=os.environ[NAMESPACE],
-        runtime=RUNTIME,
-        image=image,
-        command=("python", "-m", "atelier.components.workspace", run, root, file),
-        nodes=1,
-        processes=max(int(gpus), 1),
-        gpus=int(gpus) > 0,
-        environment={PIPELINE_RUN: pipeline_run},
-        pipeline_run=pipeline_run,
-        deadline_seconds=round(float(deadline_hours) * 3600),
-        owner=workflow(api),
-    )
+    api, gpu_count = api_client(), int(gpus)
+    processes, hours = max(gpu_count, 1), float(deadline_hours)
+    job = training_job(api, run, (run, root, file), image, 1, processes, gpu_count > 0, hours)
     launcher = Launcher(job, lambda line: print(line, flush=True), api, Path(root) / FAILURES / run)
     try:
         launcher.run()
