@@ -13,16 +13,15 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from watching import watch
 
 from atelier.data import pack
 
@@ -143,23 +142,10 @@ def memory(count: int) -> dict[str, float]:
         repeat_pack(root / "data/raw/bench", count)
         command = [sys.executable, "-c", "from atelier.cli import main; raise SystemExit(main())"]
         command += ["prepare", "bench", "--root", folder]
-        process = subprocess.Popen(command)
-        peak, done = 0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(0.05):
-                peak = max(peak, sum(proportional_bytes(pid) for pid in family(process.pid)))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        started = time.perf_counter()
-        code = process.wait()
-        done.set()
-        watcher.join()
-        seconds = time.perf_counter() - started
+        watched = watch(command, lambda process: [process.memory_full_info().pss])
         images = sum(split.images for split in read_card(root, "bench").splits.values())
-    return {"exit_code": code, "images": images, "peak_megabytes": peak / 1e6, "seconds": seconds}
+    peak = watched.peaks[0] / 1e6
+    return {"exit_code": watched.code, "images": images, "peak_megabytes": peak, "seconds": watched.seconds}
 
 
 def repeat_pack(raw: Path, count: int) -> None:
@@ -174,22 +160,6 @@ def repeat_pack(raw: Path, count: int) -> None:
         pack.write_pack(Path(folder), [entry(number) for number in range(count)], [])
         for path in Path(folder).iterdir():
             path.replace(raw / path.name)
-
-
-def family(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(member for child in children for member in family(int(child)))]
-
-
-def proportional_bytes(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 if __name__ == "__main__":

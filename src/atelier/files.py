@@ -14,12 +14,12 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, InputError
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems without locks answer
 NO_FOLDER_FSYNC = {errno.EINVAL, errno.EACCES, errno.EOPNOTSUPP}  # and those whose folders cannot be fsynced
@@ -302,6 +302,24 @@ def digest_of(data: bytes | memoryview, algorithm: str = "sha256") -> str:
 def is_litter(name: PurePath) -> bool:
     """Whether a file, by its name relative to a folder that is looked at, is none of its content."""
     return any(fnmatch.fnmatchcase(part, pattern) for part in name.parts for pattern in LITTER)
+
+
+def require_free(target: Path, names: Collection[str], option: str) -> None:
+    """Nothing may lie in a folder but what was written there before, which goes.
+
+    Args:
+        target: the folder.
+        names: what is written there, at its top.
+        option: that names the folder, for the message.
+
+    Raises:
+        InputError: if something else lies there, or it is no folder.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{option} {target}: is a file; name a folder")
+    for path in sorted(target.glob("*")):
+        if path.name not in names and not is_litter(PurePath(path.name)):
+            raise InputError(f"{option} {target}: holds {path.name}, which would go; name a folder of its own")
 
 
 def files_below(folder: Path) -> list[Path]:

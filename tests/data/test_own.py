@@ -171,7 +171,7 @@ def test_published_arrays_at_another_side(tmp_path: Path) -> None:
         (folder / f"{split}-labels.idx").write_bytes(encode_idx((np.arange(20) % 10).astype(np.uint8)))
     params = load_params(PROJECT / "params.yaml", ["prepare.sets.mnist={side: 64, channels: 3}"])
     prepare("mnist", params, tmp_path)
-    test = open_split(tmp_path, "mnist", "test").images
+    test = np.asarray(open_split(tmp_path, "mnist", "test").images)
     assert test.shape == (20, 64, 64, 3)
     expected = Image.fromarray(images[7]).resize((64, 64), Image.Resampling.BICUBIC)
     assert np.abs(test[7, ..., 1].astype(int) - np.asarray(expected)).max() <= 1

@@ -107,7 +107,7 @@ def test_images_from_a_folder_from_inside_it_and_from_a_zip(kaggle_images: Path,
     prepare("pokemon", params, tmp_path / "0")
     card = read_card(tmp_path / "0", "pokemon")
     assert (card.splits["train"].images, card.splits["test"].images) == (600, 149)
-    images = open_split(tmp_path / "0", "pokemon", "train").images
+    images = np.asarray(open_split(tmp_path / "0", "pokemon", "train").images)
     assert images.shape == (600, 64, 64, 3)
     assert (images[0, 0, 0] == 255).all()  # transparent in the PNG
     with Image.open(kaggle_images / "pokemon/pokemon/1.png") as first:
@@ -212,7 +212,7 @@ def test_from_the_zips_that_a_browser_downloads_to_the_report(
     compare(params, tmp_path, quiet)
 
     for run, metric, classes in (("pictures", "fd_lite0", 0), ("types", "fd_classifier", 18)):
-        assert read_json(tmp_path / "reports" / run / "metrics.json")[metric]["mean"] > 0
+        assert read_json(tmp_path / "reports" / run / "report.json")[metric]["mean"] > 0
         assert read_json(next(tmp_path.glob(f"runs/{run}/*/version.json")))["version"] == 1
         sampler = Sampler.load(tmp_path / "models" / run)
         assert len(sampler.class_names) == classes

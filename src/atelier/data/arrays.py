@@ -1,10 +1,10 @@
-"""The prepared form of a data set: uint8 arrays that are memory-mapped, int64 labels, and a card."""
+"""The prepared form of a data set: uint8 images in files of bounded size, int64 labels, and a card."""
 
 import hashlib
-import io
 import json
 import math
-from array import array
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +13,30 @@ import numpy as np
 import numpy.typing as npt
 
 from atelier.config.records import DataCard, SplitCard
+from atelier.data.stored import StoredFile, StoredImages, stamp_of
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest, files_below
+from atelier.pictures import Images, Labels
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+HELD_BYTES = 2 << 30  # images that are read over and over are held in memory up to this size
+PIECE = 100  # images of a set that is looked at from end to end
+
+ManyImages = Images | StoredImages
 
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """One split: images uint8 (n, height, width, channels), memory-mapped; labels int64 (n,) or None."""
+    """One split: images uint8 (n, height, width, channels), in memory or in their files; labels int64 (n,) or None."""
 
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64] | None
+    images: ManyImages
+    labels: Labels | None
+
+
+def held(images: ManyImages) -> ManyImages:
+    """The same images, in memory unless they are too many."""
+    return np.array(images) if images.nbytes <= HELD_BYTES else images
 
 
 def prepared_folder(root: Path, dataset: str) -> Path:
@@ -47,13 +58,15 @@ def open_split(root: Path, dataset: str, split: Split) -> PreparedSplit:
     """
     card, folder = read_card(root, dataset), prepared_folder(root, dataset)
     said = card.splits[split]
-    for what, sha256 in (("images", said.images_sha256), ("labels", said.labels_sha256)):
-        path = folder / f"{split}-{what}.npy"
-        if path.is_file() and digest(path) != sha256:
+    expected = {folder / name: sha256 for name, sha256 in said.image_files(split).items()}
+    if said.labels_sha256:
+        expected[folder / f"{split}-labels.npy"] = said.labels_sha256
+    for path, sha256 in digests(path for path in expected if path.is_file()).items():
+        if sha256 != expected[path]:
             raise AtelierError(
                 f"{path}: altered, its sha256 is not the one on the card; run 'atelier prepare {dataset}' again"
             )
-    opened = _open(folder, dataset, split)
+    opened = _open(folder, dataset, split, said)
     if opened.images.shape != (said.images, card.height, card.width, card.channels):
         raise AtelierError(
             f"{folder / 'card.json'}: does not fit {split}-images.npy; run 'atelier prepare {dataset}' again"
@@ -67,19 +80,30 @@ def open_split(root: Path, dataset: str, split: Split) -> PreparedSplit:
     return opened
 
 
-def validation_places(images: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:
+def digests(paths: Iterable[Path], algorithm: str = "sha256") -> dict[Path, str]:
+    """The digest of each file, taken of several at a time."""
+    paths = list(paths)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(lambda path: digest(path, algorithm), paths), strict=True))
+
+
+def validation_places(images: ManyImages, share: float) -> npt.NDArray[np.bool_]:
     """Which of the images (n, h, w, c) are kept for validation: those whose digest lies in the first `share` of all.
 
     Content alone decides: duplicates stay together, and neither order nor other images move an image across. It is
     another digest than the one that test images of one's own are chosen by, which none of these has a small one of.
     """
     limit = int(share * 2**64)
-    digests = (hashlib.blake2b(image.tobytes(), digest_size=8, person=b"validation").digest() for image in images)
-    return np.fromiter((int.from_bytes(one, "big") < limit for one in digests), np.bool_, len(images))
+    of_images = (
+        hashlib.blake2b(image.tobytes(), digest_size=8, person=b"validation").digest()
+        for start in range(0, len(images), PIECE)
+        for image in images[start : start + PIECE]
+    )
+    return np.fromiter((int.from_bytes(one, "big") < limit for one in of_images), np.bool_, len(images))
 
 
-def _open(folder: Path, dataset: str, split: Split) -> PreparedSplit:
-    images = _open_array(folder / f"{split}-images.npy", dataset, np.uint8, dimensions=4)
+def _open(folder: Path, dataset: str, split: Split, said: SplitCard) -> PreparedSplit:
+    images = stored_images([folder / name for name in said.image_files(split)], dataset)
     if not (path := folder / f"{split}-labels.npy").is_file():
         return PreparedSplit(images, None)
     labels = np.array(_open_array(path, dataset, np.int64, dimensions=1))
@@ -88,16 +112,36 @@ def _open(folder: Path, dataset: str, split: Split) -> PreparedSplit:
     return PreparedSplit(images, labels)
 
 
-def _open_array(path: Path, dataset: str, dtype: type, dimensions: int) -> npt.NDArray[Any]:
+def stored_images(paths: Sequence[Path], dataset: str) -> StoredImages:
+    """The images in these files, one file after another.
+
+    Raises:
+        InputError: if one is not there.
+        AtelierError: if one is damaged.
+    """
+    files, shapes, remedy = list[StoredFile](), list[tuple[int, ...]](), f"run 'atelier prepare {dataset}' again"
+    for path in paths:
+        array = _open_array(path, dataset, np.uint8, dimensions=4)
+        if not array.flags.c_contiguous:
+            raise AtelierError(f"{path}: damaged, another kind of array; {remedy}")
+        files.append(StoredFile(path, array.offset, len(array), stamp_of(path.stat())))
+        shapes.append(array.shape[1:])
+        if shapes[-1] != shapes[0]:
+            raise AtelierError(f"{path}: damaged, its images have another size than those of {paths[0].name}; {remedy}")
+    height, width, channels = shapes[0]
+    return StoredImages(files, (height, width, channels))
+
+
+def _open_array(path: Path, dataset: str, dtype: type, dimensions: int) -> "np.memmap[Any, Any]":
     if not path.is_file():
         raise InputError(f"{path}: missing; run 'atelier prepare {dataset}' first")
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     except Exception as error:  # ValueError, EOFError, SyntaxError, TypeError, OverflowError and more
         raise AtelierError(
             f"{path}: damaged, not an array ({str(error)[:100]}); run 'atelier prepare {dataset}' again"
         ) from None
-    if getattr(array, "dtype", None) != dtype or array.ndim != dimensions:
+    if not isinstance(array, np.memmap) or array.dtype != dtype or array.ndim != dimensions:
         raise AtelierError(f"{path}: damaged, another kind of array; run 'atelier prepare {dataset}' again")
     return array
 
@@ -126,66 +170,11 @@ def read_idx(path: Path, dataset: str, dimensions: int) -> npt.NDArray[np.uint8]
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-class SplitWriter:
-    """Writes one split piece by piece, in constant memory, and describes what it wrote."""
-
-    def __init__(self, folder: Path, split: Split, shape: tuple[int, int, int], classes: int) -> None:
-        self.folder, self.split, self.shape, self.classes = folder, split, shape, classes
-        self.path = folder / f"{split}-images.npy"
-        self.file = self.path.open("wb")
-        self.count = 0
-        self.labels = array("q")
-        self.histogram = np.zeros((shape[-1], 256), dtype=np.int64)
-        self._write_header()
-
-    def _write_header(self) -> None:
-        # NumPy leaves room in the header for a first dimension that grows
-        self.file.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-    def add(self, images: npt.NDArray[np.uint8], labels: npt.ArrayLike) -> None:
-        """Append images (n, h, w, c) and their labels (n,); without classes the labels are not looked at."""
-        self.file.write(np.ascontiguousarray(images).data)
-        self.count += len(images)
-        if len(images):
-            from PIL import Image
-
-            # one tall picture: Pillow counts its levels several times as fast as NumPy
-            tall = Image.fromarray(images.reshape(-1, *self.shape[1:]).squeeze(axis=-1 if self.shape[-1] == 1 else ()))
-            self.histogram += np.array(tall.histogram()).reshape(-1, 256)
-        if self.classes:
-            self.labels.extend(np.asarray(labels, dtype=np.int64).tolist())
-
-    def close(self) -> SplitCard:
-        """Finish the files and return counts, digests and statistics."""
-        self._write_header()
-        self.file.close()
-        labels_path = self.folder / f"{self.split}-labels.npy"
-        by_class = None
-        if self.classes:
-            labels = np.asarray(self.labels, dtype=np.int64)
-            buffer = io.BytesIO()
-            np.save(buffer, labels)  # to a file it would not say why it fails
-            labels_path.write_bytes(buffer.getvalue())
-            by_class = np.bincount(labels, minlength=self.classes).tolist()
-        values, pixels = np.arange(256), np.maximum(self.histogram.sum(axis=1), 1)
-        mean = self.histogram @ values / pixels
-        deviation = np.sqrt(np.maximum(self.histogram @ values**2 / pixels - mean**2, 0))
-        return SplitCard(
-            images=self.count,
-            by_class=by_class,
-            mean=[round(float(value), 6) for value in mean],
-            deviation=[round(float(value), 6) for value in deviation],
-            images_sha256=digest(self.path),
-            labels_sha256=digest(labels_path) if self.classes else None,
-        )
-
-
 def dvc_md5(folder: Path) -> str:
     """The digest by which DVC knows a folder, computed anew: right whether or not dvc.lock is up to date."""
     entries = [
-        {"md5": digest(path, "md5"), "relpath": path.relative_to(folder).as_posix()} for path in files_below(folder)
+        {"md5": md5, "relpath": path.relative_to(folder).as_posix()}
+        for path, md5 in digests(files_below(folder), "md5").items()
     ]
     entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
@@ -213,14 +202,15 @@ def check(dataset: str, root: Path) -> Found:
     expected = {raw / name: sha256 for name, sha256 in card.raw_sha256.items()}
     expected[prepared / "contact-sheet.png"] = card.contact_sheet_sha256
     for split in SPLITS:
-        expected[prepared / f"{split}-images.npy"] = card.splits[split].images_sha256
+        expected |= {prepared / name: sha256 for name, sha256 in card.splits[split].image_files(split).items()}
         if sha256 := card.splits[split].labels_sha256:
             expected[prepared / f"{split}-labels.npy"] = sha256
+    now = digests(path for path in expected if path.is_file())
     for path, sha256 in expected.items():
         found.files += 1
-        if not path.is_file():
+        if path not in now:
             found.problems.append(f"{path}: missing")
-        elif digest(path) != sha256:
+        elif now[path] != sha256:
             found.problems.append(f"{path}: altered, its sha256 is not the one on the card")
     present = {path for folder in (raw, prepared) for path in files_below(folder)}
     strangers = present - expected.keys() - {prepared / "card.json"}
@@ -233,7 +223,8 @@ def check(dataset: str, root: Path) -> Found:
 
 def _check_split(dataset: str, root: Path, card: DataCard, split: Split, problems: list[str]) -> int:
     """Digests are right: what is left is a card that contradicts the arrays it names."""
-    opened, said = _open(prepared_folder(root, dataset), dataset, split), card.splits[split]
+    said = card.splits[split]
+    opened = _open(prepared_folder(root, dataset), dataset, split, said)
     shape = (said.images, card.height, card.width, card.channels)
     where = f"{dataset}: {split}"
     if opened.images.shape != shape:

@@ -95,7 +95,10 @@ def _ingest_pictures(where: str, png_twins: bool, request: Request, root: Path, 
             raise AtelierError(f"{where}: holds no picture; check {request.key}{_summary(found.left_out)}")
         entries, left_out = _without_common_folder(entries, found.left_out)
         with atomic_directory(target) as partial:
-            left_out = pack.write_pack(partial, entries, left_out)
+            former = pack.former_order(target)
+            left_out = pack.write_pack(partial, entries, left_out, former)
+    if former and (new := sum(entry.name not in former for entry in entries)):
+        say(f"{new} files come after the {len(former)} that were there before; remove {target} to order all by name")
     count = len(entries) + len(found.left_out) - len(left_out)
     say(f"{count} files packed{_summary(left_out)}" + (f"; see {target / pack.LEFT_OUT}" if left_out else ""))
 

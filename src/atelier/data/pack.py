@@ -10,9 +10,10 @@ import csv
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, InputError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # at run time where it is needed: a worker that decodes pictu
 PACK, FILES, LEFT_OUT, SUMS = "pictures.zip", "files.csv", "left-out.csv", "SHA256SUMS"
 BLOCK_BYTES = 1 << 20
 SUMS_BYTES = 1 << 16
+KEEPS_ORDER_BYTES = 256 << 20  # of a pack; smaller ones are the same bytes whenever their pictures came
 LIMIT_BYTES = 64_000_000  # no picture below prepare.limit_megapixels is larger
 
 
@@ -43,7 +45,7 @@ def reading(path: Path) -> Callable[[], IO[bytes]]:
     return lambda: path.open("rb")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PackedFile:
     """A file in the pack and the digest of its content."""
 
@@ -65,8 +67,33 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(".csv")
 
 
-def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOut]) -> list[LeftOut]:
-    """Write the pack of `entries` and its tables to `folder`, in natural order; returns all that is left out.
+def former_order(folder: Path) -> dict[str, int]:
+    """The place of each file in a pack that is there already and large; empty if there is none, or a small one.
+
+    What is prepared of pictures that were added to many then comes after what was prepared before, whatever they are
+    called, and nothing of that changes.
+    """
+    try:
+        if (folder / PACK).stat().st_size < KEEPS_ORDER_BYTES:
+            return {}
+        return {name: place for place, (name, _) in enumerate(_read_table(folder / FILES, PackedFile, folder.name))}
+    except (OSError, AtelierError):  # the next pack is made as if it were the first
+        return {}
+
+
+def write_pack(
+    folder: Path,
+    entries: Sequence[Entry],
+    left_out: Iterable[LeftOut],
+    former: Mapping[str, int] = MappingProxyType({}),
+) -> list[LeftOut]:
+    """Write the pack of `entries` and its tables to `folder`; returns all that is left out.
+
+    Args:
+        folder: of the pack.
+        entries: what it will hold, in natural order after those of `former`.
+        left_out: by the source.
+        former: the place of each file in the pack that is replaced.
 
     Raises:
         AtelierError: if a file cannot be read whole; the source is then not to be trusted with the others.
@@ -76,7 +103,7 @@ def write_pack(folder: Path, entries: Sequence[Entry], left_out: Iterable[LeftOu
     files, refused = list[PackedFile](), list(left_out)
     spellings = dict[str, str]()
     with zipfile.ZipFile(folder / PACK, "w", zipfile.ZIP_STORED) as pack:
-        ordered = sorted(entries, key=lambda entry: natural_order(entry.name))
+        ordered = sorted(entries, key=lambda entry: (former.get(entry.name, len(former)), natural_order(entry.name)))
         for entry in watch(ordered, len(ordered), "pack", "file"):
             if reason := _refusal(entry, spellings.setdefault(entry.name.casefold(), entry.name)):
                 refused.append(LeftOut(entry.name, reason, not is_table(entry.name)))
@@ -142,7 +169,7 @@ def _write_table(path: Path, row: type, rows: Iterable[Any]) -> None:
 class Pack:
     """What is in a pack, and the sha256 of each of its files as ingest wrote them."""
 
-    pictures: list[PackedFile]  # in natural order
+    pictures: list[PackedFile]  # in natural order; of a large pack, those that were added to it after the others
     tables: list[PackedFile]
     left_out: list[LeftOut]
     sha256: dict[str, str]

@@ -11,11 +11,13 @@ from atelier.config import Params
 from atelier.config.catalogue import DATASETS, DatasetInfo
 from atelier.config.records import DataCard, LeftOut, SplitCard
 from atelier.data import pack
-from atelier.data.arrays import SPLITS, Split, SplitWriter, prepared_folder, read_idx
+from atelier.data.arrays import SPLITS, Split, prepared_folder, read_idx, stored_images
 from atelier.data.images import Form, render_all, resize_all
 from atelier.data.labels import find_labels, split_by_folder
+from atelier.data.unfinished import Outcome, Unfinished
+from atelier.data.writer import SplitWriter
 from atelier.errors import AtelierError
-from atelier.files import atomic_directory, digest
+from atelier.files import atomic_directory, digest, digest_of, folder_digest
 from atelier.pictures import Images, save_png, tile
 from atelier.progress import bar, watch
 
@@ -64,6 +66,8 @@ class Piece:
 def prepare(dataset: str, params: Params, root: Path, workers: int | None = None) -> Path:
     """Write arrays, labels, card and contact sheet of a data set; the same bytes whatever the number of workers.
 
+    One that was stopped goes on after the last file of images that was full.
+
     Args:
         dataset: its name.
         params: of the project.
@@ -79,23 +83,28 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
     raw = root / "data" / "raw" / dataset
     target = prepared_folder(root, dataset)
     left_out, unused = list[LeftOut](), list[str]()
-    if info.arrays:
-        pieces = _read_arrays(raw, dataset, info, form)
-        raw_sha256 = {path.name: digest(path) for path in sorted(raw.glob("*.idx"))}
-    else:
-        packed = pack.read_pack(raw, dataset)
-        raw_sha256 = packed.sha256
-        pieces = _read_pictures(raw, packed, info, form, workers, left_out, unused)
-    with atomic_directory(target) as folder:
-        shape = (info.side, info.side, info.channels)
-        writers = {split: SplitWriter(folder, split, shape, len(info.class_names)) for split in SPLITS}
+    packed = None if info.arrays else pack.read_pack(raw, dataset)
+    identity = None if packed is None else digest_of(f"{packed.sha256} {info} {form} {_code()}".encode())
+    with atomic_directory(target) as folder, Unfinished(target, identity) as unfinished:
+        if packed is None:
+            pieces = _read_arrays(raw, dataset, info, form)
+            raw_sha256 = {path.name: digest(path) for path in sorted(raw.glob("*.idx"))}
+        else:
+            pieces = _read_pictures(raw, packed, info, form, workers, unfinished, left_out, unused)
+            raw_sha256 = packed.sha256
+        shape, classes = (info.side, info.side, info.channels), len(info.class_names)
+        writers = {
+            split: SplitWriter(unfinished.folder, split, shape, classes, unfinished.full[split], unfinished.add_full)
+            for split in SPLITS
+        }
         for piece in pieces:
             writers[piece.split].add(piece.images, piece.labels)
         splits = {split: writer.close() for split, writer in writers.items()}
         good = len(unused) + sum(split.images for split in splits.values())
         _check_left_out(info, left_out, good, settings.left_out_limit)
         _check_splits(info, splits)
-        _write_contact_sheet(folder, len(info.class_names), settings.contact_sheet_per_class)
+        unfinished.move_to(folder)
+        _write_contact_sheet(folder, splits["train"], classes, settings.contact_sheet_per_class)
         card = DataCard(
             dataset=dataset,
             title=info.title,
@@ -113,6 +122,13 @@ def prepare(dataset: str, params: Params, root: Path, workers: int | None = None
         )
         card.write(folder / "card.json")
     return target
+
+
+def _code() -> str:
+    """What decides how a picture is decoded and where it goes."""
+    from PIL import __version__
+
+    return f"{folder_digest(Path(__file__).parent)} {__version__}"
 
 
 def _read_arrays(raw: Path, dataset: str, info: DatasetInfo, form: Form) -> Iterator[Piece]:
@@ -143,6 +159,7 @@ def _read_pictures(
     info: DatasetInfo,
     form: Form,
     workers: int | None,
+    unfinished: Unfinished,
     left_out: list[LeftOut],  # filled, as is `unused`
     unused: list[str],
 ) -> Iterator[Piece]:
@@ -151,21 +168,46 @@ def _read_pictures(
     pairs = list(zip(packed.pictures, labels, strict=True))
     labelled = [(file, label) for file, label in pairs if not isinstance(label, str)]
     left_out += [LeftOut(file.name, label) for file, label in pairs if isinstance(label, str)]
-    sorter, files = Sorter(info), iter(labelled)
-    rendered = render_all(raw, [file for file, _ in labelled], form, workers)
-    with bar(len(labelled), f"prepare {raw.name}", "picture") as advance:
+    sorter = Sorter(info)
+
+    def split_of(number: int, outcome: Outcome) -> Split | None:
+        name = labelled[number][0].name
+        split = LeftOut(name, outcome) if isinstance(outcome, str) else sorter.split_of(name, outcome)
+        if isinstance(split, LeftOut):
+            left_out.append(split)
+            return None
+        if split is None:
+            unused.append(name)
+        return split
+
+    again: dict[int, Split] = {}  # what was decoded before, and is in no full file
+    written = {split: sum(shard.images for shard in full) for split, full in unfinished.full.items()}
+    known: dict[Split, list[int]] = {split: [] for split in SPLITS}  # labels of the images in full files
+    for number, outcome in enumerate(unfinished.outcomes):
+        if split := split_of(number, outcome):
+            if sorter.counts[split] > written[split]:
+                again[number] = split
+            else:
+                known[split].append(labelled[number][1])
+    nothing = np.empty((0, form.side, form.side, form.channels), np.uint8)
+    for split, its_labels in known.items():
+        yield Piece(split, nothing, np.array(its_labels, dtype=np.int64))
+
+    wanted = [*again, *range(len(unfinished.outcomes), len(labelled))]
+    numbers = iter(wanted)
+    rendered = render_all(raw, [labelled[number][0] for number in wanted], form, workers)
+    with bar(len(wanted), f"prepare {raw.name}", "picture") as advance:
         for result in rendered:
             kept: dict[Split, dict[int, int]] = {split: {} for split in SPLITS}  # row of the images → label
-            row = 0
-            for outcome, (file, label) in zip(result.outcomes, files, strict=False):
-                split = LeftOut(file.name, outcome) if isinstance(outcome, str) else sorter.split_of(file.name, outcome)
-                if isinstance(split, LeftOut):
-                    left_out.append(split)
-                elif split is None:
-                    unused.append(file.name)
-                else:
-                    kept[split][row] = label
+            row, new = 0, list[Outcome]()
+            for outcome, number in zip(result.outcomes, numbers, strict=False):
+                if (split := again.get(number)) is None:
+                    split = split_of(number, outcome)
+                    new.append(outcome)
+                if split is not None:
+                    kept[split][row] = labelled[number][1]
                 row += isinstance(outcome, bytes)
+            unfinished.add(new)
             advance(len(result.outcomes))
             for name, rows in kept.items():
                 yield Piece(name, result.images[list(rows)], np.array(list(rows.values()), dtype=np.int64))
@@ -199,9 +241,9 @@ def _check_splits(info: DatasetInfo, splits: dict[Split, SplitCard]) -> None:
             raise AtelierError(f"{info.title}: no picture of class '{name}' to train on; add some, or remove the class")
 
 
-def _write_contact_sheet(folder: Path, classes: int, per_class: int) -> None:
+def _write_contact_sheet(folder: Path, train: SplitCard, classes: int, per_class: int) -> None:
     """The first training images of each class, a row a class; without classes, as many rows as ten classes have."""
-    images = np.load(folder / "train-images.npy", mmap_mode="r")
+    images = stored_images([folder / name for name in train.image_files("train")], folder.name)
     if not classes:
         save_png(folder / "contact-sheet.png", tile(images[: 10 * per_class], columns=per_class))
         return
