@@ -1,8 +1,11 @@
-"""A small model of the user's own, in a workspace or as an installed package."""
+"""A small model of the user's own, in a workspace or as an installed package; and a loss."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+import pytest
 
 MODEL = '''\
 """`mine`: two layers."""
@@ -36,6 +39,19 @@ def discriminator(recipe: GanRecipe, shape: ImageShape) -> nn.Module:
 def unused() -> None:
     pass
 '''
+LOSS = '''\
+"""The hinge loss with a margin of a half."""
+
+import torch.nn.functional as F
+
+from atelier.training.losses import AdversarialLoss
+
+LOSS = AdversarialLoss(
+    real=lambda logits, label: F.relu(0.5 - logits).mean(),
+    fake=lambda logits: F.relu(0.5 + logits).mean(),
+    generator_on_fakes=lambda logits: -logits.mean(),
+)
+'''
 # of a workspace whose data set `own` is ingested: everything as small as it goes
 SMALL_STAGES = """prepare: {sets: {own: {side: 28, channels: 1, test_share: 0.4, classes: [cat, dog]}}}
 reference: {classifier_kimg: 0.1}
@@ -65,6 +81,14 @@ def write_model(root: Path, name: str = "mine", blocks: str = "FILL = 1.0\n") ->
     return path
 
 
+def write_loss(root: Path) -> Path:
+    """The loss `softer` of a workspace; `loss: softer` in a run asks for it."""
+    path = root / "losses" / "softer.py"
+    path.parent.mkdir()
+    path.write_text(LOSS)
+    return path
+
+
 def write_params(root: Path, name: str = "mine") -> Path:
     """A `params.yaml` whose only run is of that model."""
     path = root / "params.yaml"
@@ -84,4 +108,12 @@ def install(site: Path) -> Path:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "entry_points.txt").write_text("[atelier.models]\ntheirs = house_of_models.nets\n")
+    return site
+
+
+def install_here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`install` for this process, which forgets the distribution of an earlier test."""
+    monkeypatch.syspath_prepend(install(site))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "house_of_models"]:
+        monkeypatch.delitem(sys.modules, name)
     return site

@@ -24,7 +24,7 @@ from atelier.plan import entries
 from atelier.sampler import Sampler
 from atelier.training.train import train
 from own_pictures import write_pictures
-from small_models import DISTRIBUTION, install, write_model, write_params
+from small_models import DISTRIBUTION, install_here, write_model, write_params
 
 RUNS = (
     "runs: {run: {dataset: own, model: mine}, other: {dataset: own, model: another}, "
@@ -232,8 +232,7 @@ def test_another_network_does_not_go_on_from_the_checkpoints_of_the_former(
 
 
 def test_a_model_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = install(tmp_path / "site")
-    monkeypatch.syspath_prepend(site)
+    site = install_here(tmp_path / "site", monkeypatch)
     root = tmp_path / "workspace"
     root.mkdir()
     write_params(root, "theirs")

@@ -1,12 +1,13 @@
-"""The code of models of the user's own: what of it counts, what a trained model carries of it, and when it may run.
+"""Code of the user's own: what of it counts, what a trained model carries of it, and when a model's may run.
 
 A trained model holds the sources that its networks were built by, in `code/`. Atelier's commands do not run these: they
-run those of the workspace, or of an installed package, if they are the same but for comments and what is not used.
+run those of the workspace, or of an installed package, if they are the same but for comments and what is not used. What
+else a training was made with, such as a loss, lies in `recipe/`: nobody needs it to draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from atelier.closure import Package, Table
@@ -15,8 +16,10 @@ from atelier.errors import AtelierError, InputError
 from atelier.files import digest_of, folder_digest
 from atelier.models import ModelCode, built_in
 from atelier.models.own import ENTRY, FOLDER, find_model
+from atelier.own import Part
 
 CARRIED = "code"  # the folder of a trained model, laid out like a workspace
+RECIPE = "recipe"  # the same, of what it was trained with
 # what an entry says that is known, once read, by its values
 RESOLVED = frozenset({"recipe", "labels", "source", "home"})
 
@@ -61,8 +64,21 @@ def sources(code: ModelCode) -> dict[str, bytes]:
     """The files that build its networks, by their paths beside its package; none of a model that is built in."""
     if not is_own(code):
         return {}
-    package = Package(package_of(code), [table_of(code)])
-    found = package.closure(names_of(code))
+    return _files(Package(package_of(code), [table_of(code)]), names_of(code))
+
+
+def part_sources(parts: Iterable[Part]) -> dict[str, bytes]:
+    """The files that hold losses and the like of the user's own, by their paths beside their packages."""
+    return {name: file for part in parts for name, file in _files(Package(part.package), part.used).items()}
+
+
+def part_digests(parts: Iterable[Part]) -> dict[str, str]:
+    """Digests of what can run of their own packages, by kind and name."""
+    return {f"{part.kind.what} {part.name}": Package(part.package).digest(part.used) for part in parts}
+
+
+def _files(package: Package, used: Mapping[str, list[str]]) -> dict[str, bytes]:
+    found = package.closure(used)
     paths = {path for module, counted in found.items() for path in (package.path(module), *counted.files) if path}
     return {path.relative_to(package.folder.parent).as_posix(): path.read_bytes() for path in sorted(paths)}
 

@@ -13,7 +13,7 @@ from atelier.config import load_params
 from atelier.errors import InputError
 from atelier.models import ImageShape, ModelCode, build_networks
 from atelier.models.own import find_model, own_names
-from small_models import DISTRIBUTION, MODEL, install, write_model, write_params
+from small_models import DISTRIBUTION, MODEL, install, install_here, write_model, write_params
 
 SHAPE = ImageShape(8, 8, 1, 0)
 
@@ -146,7 +146,7 @@ def test_a_mistake_in_a_file_beside_it_is_told_by_its_name(tmp_path: Path) -> No
 
 
 def test_a_model_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(install(tmp_path / "site"))
+    install_here(tmp_path / "site", monkeypatch)
     code = find(tmp_path, "theirs")
     assert (code.module, code.requirement) == ("house_of_models.nets", DISTRIBUTION)
     assert weight(code) == 7

@@ -6,14 +6,13 @@ imports `GanRecipe` or `VaeRecipe`, `ImageShape` and `Model` from here.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from atelier.errors import AtelierError
-from atelier.models.loading import load_file, not_imported
+from atelier.models.loading import load_module, not_imported
 from atelier.models.recipe import Entry, GanRecipe, Recipe, VaeRecipe
 
 if TYPE_CHECKING:
@@ -92,6 +91,7 @@ MODELS: dict[str, Model] = {
             lr=1.5e-3,
             beta=0.5,
             beta_warmup_kimg=50,
+            sharpness=1.25,
             ema_half_life_kimg=10.0,
             lr_decay="linear",
         ),
@@ -285,9 +285,9 @@ def build_sampling_network(model: str | ModelCode, recipe: Recipe, shape: ImageS
         return generator
     from atelier.models.prior import Decoding
 
-    return Decoding(
-        model_module(model).decoder(recipe, shape), build_prior(recipe, shape.classes), build_likelihood(recipe)
-    )
+    assert isinstance(recipe, VaeRecipe)
+    decoder, prior = model_module(model).decoder(recipe, shape), build_prior(recipe, shape.classes)
+    return Decoding(decoder, prior, build_likelihood(recipe), recipe.sharpness)
 
 
 def build_prior(recipe: Recipe, classes: int) -> ClassPrior:
@@ -325,7 +325,7 @@ def model_module(model: str | ModelCode) -> ModuleType:
     """
     code = model if isinstance(model, ModelCode) else built_in(model)
     try:
-        module = load_file(code.file) if code.module is None else importlib.import_module(code.module)
+        module = load_module(code.file, code.module)
     except (Exception, SystemExit) as error:  # whatever the code of a model of one's own may raise
         if isinstance(error, ModuleNotFoundError) and error.name == code.module:
             raise AtelierError(f"{code.file}: missing, and MODELS has an entry '{code.name}'") from None

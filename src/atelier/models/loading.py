@@ -7,9 +7,11 @@ import importlib
 import itertools
 import sys
 import traceback
+from collections.abc import Callable, Collection
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_file_location
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -65,6 +67,11 @@ def load_file(file: Path) -> ModuleType:
     return importlib.import_module(f"{_package_of(file)}.{file.stem}")
 
 
+def load_module(file: Path, module: str | None) -> ModuleType:
+    """Import code of the user's own: a module of an installed package, or with None a file of a workspace."""
+    return load_file(file) if module is None else importlib.import_module(module)
+
+
 def load_name(name: str, file: Path, package: str | None = None) -> Any:
     """What a file gives a name at its top, by running only the statements that it takes: an entry takes no torch.
 
@@ -117,6 +124,55 @@ def bound(nodes: list[ast.stmt]) -> set[str]:
             elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 found.add(part.id)
     return found
+
+
+def find_own(
+    what: str,
+    name: str,
+    folder: Path | None,
+    group: str,
+    built_in: Collection[str],
+    said: Callable[[EntryPoint], str],
+) -> tuple[Path | None, EntryPoint | None]:
+    """Where the user has something by a name: the file of a folder, or an installed package's; neither if built in.
+
+    Args:
+        what: it is, in words.
+        name: of it.
+        folder: of a workspace; None outside one.
+        group: of entry points of packages.
+        built_in: the names that are.
+        said: what is said of an entry point.
+
+    Raises:
+        InputError: if two have this name.
+    """
+    file = None if folder is None or not name.isidentifier() else folder / f"{name}.py"
+    here = file if file is not None and file.is_file() else None
+    if here is not None and (built := {name, name.replace("_", "-")} & set(built_in)):
+        raise InputError(f"{here}: '{built.pop()}' is a built-in {what}; give the file another name")
+    if name in built_in:
+        return None, None
+    installed = list(entry_points(group=group, name=name))
+    if len(installed) + (here is not None) > 1:
+        places = [str(here)] if here else []
+        places += [f"the installed '{said(one)}'" for one in installed]
+        raise InputError(f"{what} '{name}': is in {' and in '.join(places)}; rename one of them")
+    return here, next(iter(installed), None)
+
+
+def spec_of(point: EntryPoint, who: str) -> ModuleSpec | None:
+    """Of the module that an entry point names, if it has a file.
+
+    Raises:
+        InputError: about `who`, if the package around it cannot be imported.
+    """
+    try:
+        spec = find_spec(point.module)
+    except Exception as error:  # whatever the package around it may raise
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"{who}: cannot be imported: {words}; mend it") from None
+    return None if spec is None or spec.origin is None else spec
 
 
 def place(file: Path, error: BaseException) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from atelier.errors import AtelierError, InputError
 from atelier.models import MODELS, Model, ModelCode, built_in
-from atelier.models.loading import bound, load_name, not_imported
+from atelier.models.loading import bound, find_own, load_name, not_imported, spec_of
 from atelier.models.recipe import GanRecipe, VaeRecipe
 
 FOLDER = "models"  # of a workspace
@@ -24,20 +23,12 @@ def find_model(name: str, root: Path | None) -> ModelCode | None:
     Raises:
         InputError: if two have this name, or its file has a mistake.
     """
-    file = None if root is None or not name.isidentifier() else root / FOLDER / f"{name}.py"
-    here = file if file is not None and file.is_file() else None
-    if here is not None and name.replace("_", "-") in MODELS:
-        raise InputError(f"{here}: '{name.replace('_', '-')}' is a built-in model; give the file another name")
-    if name in MODELS:
-        return built_in(name)
-    installed = list(entry_points(group=GROUP, name=name))
-    if len(installed) + (here is not None) > 1:
-        places = [str(here)] if here else []
-        places += [f"the installed '{_requirement(one)}'" for one in installed]
-        raise InputError(f"model '{name}': is in {' and in '.join(places)}; rename one of them")
-    if installed:
-        return _installed(name, installed[0])
-    return None if here is None else ModelCode(name, _read(here), here, None)
+    here, installed = find_own("model", name, None if root is None else root / FOLDER, GROUP, MODELS, _requirement)
+    if installed is not None:
+        return _installed(name, installed)
+    if here is not None:
+        return ModelCode(name, _read(here), here, None)
+    return built_in(name) if name in MODELS else None
 
 
 def own_names(root: Path) -> Iterator[str]:
@@ -64,15 +55,12 @@ def all_models(root: Path) -> Iterator[ModelCode]:
 
 
 def _installed(name: str, point: EntryPoint) -> ModelCode:
-    try:
-        spec = importlib.util.find_spec(point.module)
-    except Exception as error:  # whatever the package around it may raise
-        words = " ".join(str(error).split())[:300]
-        raise InputError(f"model '{name}': {_requirement(point)}: cannot be imported: {words}; mend it") from None
-    if spec is None or spec.origin is None:
-        raise InputError(f"model '{name}': {_requirement(point)} has no module {point.module}; install it again")
-    file = Path(spec.origin)
-    return ModelCode(name, _read(file, spec.parent), file, point.module, _requirement(point))
+    requirement = _requirement(point)
+    spec = spec_of(point, f"model '{name}': {requirement}")
+    if spec is None:
+        raise InputError(f"model '{name}': {requirement} has no module {point.module}; install it again")
+    file = Path(str(spec.origin))
+    return ModelCode(name, _read(file, spec.parent), file, point.module, requirement)
 
 
 def _requirement(point: EntryPoint) -> str:

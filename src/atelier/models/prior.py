@@ -92,14 +92,23 @@ def fit_mixture(points: Tensor, start: Tensor, rounds: int = 20) -> tuple[Tensor
 
 
 class Decoding(nn.Module):
-    """Noise and labels → images in [0, 1]: the prior, the decoder, and the mean of the likelihood."""
+    """Noise and labels → images in [0, 1]: the prior, the decoder, and the mean of the likelihood.
 
-    def __init__(self, decoder: nn.Module, prior: ClassPrior, likelihood: Likelihood) -> None:
+    A decoder gives the mean of all images that a latent may stand for, which is blurred: where they differ, logits are
+    near 0. Multiplied by a `sharpness` above 1 they say what most of these images have.
+    """
+
+    def __init__(self, decoder: nn.Module, prior: ClassPrior, likelihood: Likelihood, sharpness: float = 1.0) -> None:
         super().__init__()
+        self.sharpness = sharpness
         self.decoder = decoder
         self.prior = prior
         self.likelihood = likelihood
 
     def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """Images (n, c, h, w) of standard normal noise (n, latent + 1) and labels (n,)."""
-        return self.likelihood.mean(self.decoder(self.prior(noise, labels), labels))
+        return self.decode(self.prior(noise, labels), labels)
+
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Images (n, c, h, w), as they are drawn, of latents (n, latent) and labels (n,)."""
+        return self.likelihood.mean(self.sharpness * self.decoder(latents, labels))
