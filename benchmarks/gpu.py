@@ -137,7 +137,7 @@ class Case:
                 batch=self.recipe.batch,
                 settings=settings,
                 draw_picture=draw,
-                progress=lambda images, rate: None,
+                progress=lambda images, rate, figures: None,
                 say=said.append,
             )
             synchronize()

@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from atelier.training import build_method, checkpoints
 from atelier.training.batches import TrainingImages
 from atelier.training.gan import Gan
 from atelier.training.loop import train_loop
+from atelier.training.method import Number
 
 CASES = {"cgan 28": ("cgan", 28, 1, 10), "cgan 64": ("cgan", 64, 3, 10), "vanilla 28": ("vanilla", 28, 1, 0)}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,10 +111,10 @@ def measure(case: str, seconds: float, runs: int) -> None:
     bares = []
     set_progress = method.set_progress
 
-    def bare_step_first(kimg: float) -> None:
+    def bare_step_first(kimg: float, numbers: Sequence[Number] | None = None) -> None:
         """What the loop calls at the start of each step."""
         bares.append(timed(bare))
-        set_progress(kimg)
+        set_progress(kimg, numbers)
 
     method.set_progress = bare_step_first  # type: ignore[method-assign]
 
@@ -131,7 +132,7 @@ def measure(case: str, seconds: float, runs: int) -> None:
                 batch=recipe.batch,
                 settings=settings,
                 draw_picture=draw_picture,
-                progress=lambda images, rate: None,
+                progress=lambda images, rate, figures: None,
                 say=print,
             )
 

@@ -1,7 +1,7 @@
-"""What a training needs beside its steps: `python benchmarks/training_resources.py memory|ranks|startup`.
+"""What a training needs beside its steps: `python benchmarks/training_resources.py ranks|startup`.
 
-memory: resident memory of a training on 100,000 memory-mapped 64x64 images against one on 10,000 (page cache apart).
-ranks: images a second of two processes against one, from their own timing files.
+ranks: images a second of two processes with a thread each against one with two threads, from their own timing files; at
+batches of 64 and of 256 images, three times in turn.
 startup: from the start of the process to its first journal line, against importing torch alone.
 """
 
@@ -18,41 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from atelier.config.records import DataCard
-from atelier.data.arrays import SPLITS, SplitWriter
+from atelier.data.arrays import SPLITS
+from atelier.data.writer import SplitWriter
 from atelier.journal import read_journal
-
-MEMORY = """
-import re, sys, numpy as np, torch
-from pathlib import Path
-from atelier.data.arrays import PreparedSplit
-from atelier.models import MODELS, ImageShape, build_networks
-from atelier.ranks import Ranks
-from atelier.training.batches import TrainingImages
-from atelier.training import build_method
-images = np.load(sys.argv[1], mmap_mode="r")
-recipe = MODELS["cgan"].recipe.model_copy(update={"width": 8})
-shape, cpu = ImageShape(64, 64, 3, 0), torch.device("cpu")
-method = build_method(MODELS["cgan"], recipe, build_networks("cgan", recipe, shape), 0, Ranks())
-data = TrainingImages(PreparedSplit(images, None), True, 0, cpu, resident_bytes=0)
-for step in range(100):
-    method.step(*data.batch(step * recipe.batch, recipe.batch))
-print(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-"""
-
-
-def memory() -> None:
-    found = {}
-    for count in (10_000, 100_000):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "images.npy"
-            images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 64, 64, 3))
-            for start in range(0, count, 10_000):
-                images[start : start + 10_000] = np.random.default_rng(start).integers(0, 256, (10_000, 64, 64, 3))
-            images.flush()
-            result = subprocess.run([sys.executable, "-c", MEMORY, path], capture_output=True, text=True, check=True)
-            found[count] = int(result.stdout) / 1024
-        print(f"{count} images: {found[count]:.0f} MB resident", flush=True)
-    print(f"difference: {found[100_000] - found[10_000]:.0f} MB")
 
 
 def workspace(folder: str) -> Path:
@@ -73,22 +41,27 @@ def workspace(folder: str) -> Path:
     return root
 
 
-def train(root: Path, ranks: int, *options: str) -> None:
+def train(root: Path, ranks: int, *options: str, threads: int = 1) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "atelier", "train", "gan", "--root", str(root), *options]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+
+
+def images_per_second(count: int, batch: int) -> float:
+    """The median line of a training by `count` ranks that share two threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = workspace(folder)
+        train(root, count, f"--set=runs.gan.batch={batch}", "--set=runs.gan.kimg=40", threads=2 // count)
+        rates = [line["images_per_second"] for line in read_journal(next(root.glob("runs/gan/*/timing.jsonl")))]
+    return float(np.median(rates))
 
 
 def ranks() -> None:
-    rates = {}
-    for count in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            root = workspace(folder)
-            train(root, count)
-            lines = read_journal(next(root.glob("runs/gan/*/timing.jsonl")))
-            rates[count] = sorted(line["images_per_second"] for line in lines)[len(lines) // 2]
-        print(f"{count} rank{'s' * (count > 1)}: {rates[count]:.0f} images/s", flush=True)
-    print(f"ratio {rates[2] / rates[1]:.2f}")
+    for batch in (64, 256):
+        found = [(images_per_second(1, batch), images_per_second(2, batch)) for _ in range(3)]
+        one, two = np.median(found, axis=0)
+        ratio = np.median([second / first for first, second in found])
+        print(f"batch {batch}: one rank {one:.0f} images/s, two ranks {two:.0f}; ratio {ratio:.2f}", flush=True)
 
 
 def startup() -> None:
@@ -105,5 +78,5 @@ def startup() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["memory", "ranks", "startup"])
-    {"memory": memory, "ranks": ranks, "startup": startup}[parser.parse_args().what]()
+    parser.add_argument("what", choices=["ranks", "startup"])
+    {"ranks": ranks, "startup": startup}[parser.parse_args().what]()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from atelier.config.records import DataCard, SplitCard
-from atelier.data.arrays import SplitWriter
+from atelier.data.writer import SplitWriter
 from atelier.journal import read_journal
 from killing import kill_at
+from ports import free_port
 
 HANG_SECONDS = 180
 PARAMS: dict[str, Any] = {
@@ -168,11 +168,10 @@ def atelier(
     sys.exit(main())
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def become_rank(rank: int, world_size: int, port: int) -> None:
+    """Let this process be one of `world_size`, as torchrun would start it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def torchrun(root: Path, run: str, *options: str, arguments: tuple[str, ...] = (), **environment: str) -> Popen[str]:
@@ -224,7 +223,7 @@ def figures_in_mlflow(root: Path, uri: str | None = None) -> tuple[str, dict[str
 
 
 def figures_in_journal(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """The same, from a journal."""
+    """The same, from a journal: what MLflow has of it."""
     lines = read_journal(path)
     names = [name for name in lines[0] if name != "step"]
-    return {name: [(round(line["kimg"] * 1000), line[name]) for line in lines] for name in names}
+    return {f"train/{name}": [(round(line["kimg"] * 1000), line[name]) for line in lines] for name in names}

@@ -85,7 +85,7 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     child = f"import os, time; open({str(pid_file)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(600)"
     parent = f"from atelier.processes import run; run({[PYTHON, '-c', child]!r}, what='a test')"
     process = subprocess.Popen([PYTHON, "-c", parent])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (pid_file.exists() and pid_file.read_text().endswith("\n")):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,8 @@ from atelier.training import build_method
 from atelier.training.batches import TrainingImages
 from atelier.training.layers import synchronise
 from atelier.training.method import Method
+from ports import free_port
+from small_trainings import become_rank
 
 CPU = torch.device("cpu")
 MODELS_COMPARED = ("vanilla", "cvae", "cgan")
@@ -62,6 +62,17 @@ def images() -> PreparedSplit:
         generator.normal(60, 60, (400, 28, 28, 1)) + 100 * (generator.random((400, 28, 28, 1)) < 0.2), 0, 255
     )
     return PreparedSplit(blobs.astype(np.uint8), np.arange(400) % 10)
+
+
+def statistics_of_its_own(ranks: Ranks) -> dict[str, Tensor]:
+    """What a batch normalisation makes of this rank's images alone, and the gradient through it."""
+    torch.manual_seed(2)
+    layer = synchronise({"layer": nn.BatchNorm2d(6)}, ranks, "local")["layer"]
+    share = ranks.share_of(8)
+    inputs = inputs_of("2d")[ranks.rank * share :][:share].requires_grad_()
+    output = layer(inputs)
+    output.square().sum().backward()
+    return {"output": output.detach(), "of inputs": inputs.grad}
 
 
 def learn(model: str, ranks: Ranks, steps: int, **changes: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -107,6 +118,7 @@ def in_double_precision() -> Iterator[None]:
 def measure(ranks: Ranks) -> dict[str, Any]:
     """All that two ranks and one are compared in."""
     found: dict[str, Any] = {name: pass_through(name, ranks) for name in LAYERS}
+    found["local"] = statistics_of_its_own(ranks)
     found["vanilla"] = learn("vanilla", ranks, 50)
     found["cvae"] = learn("cvae", ranks, 50)
     # At the recipe's own rate of 2e-3 a change of 1e-7 in the first weights of one rank, as rounding makes one, is a
@@ -123,8 +135,7 @@ def measure(ranks: Ranks) -> dict[str, Any]:
 
 
 def as_rank(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become_rank(rank, 2, port)
     torch.set_num_threads(1)
     with join_ranks() as ranks:
         found = measure(ranks)
@@ -158,12 +169,9 @@ def refuse() -> None:
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     import test_ranks  # by the name that a process of its own finds it under
 
-    multiprocessing.spawn(test_ranks.as_rank, (port, folder), nprocs=2)
+    multiprocessing.spawn(test_ranks.as_rank, (free_port(), folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -215,6 +223,16 @@ def test_without_rounding_a_training_at_its_own_rate_is_that_of_one_rank(
 ) -> None:
     expected = of_one["in double precision"][model]
     assert of_two[0]["in double precision"][model] == pytest.approx(expected, rel=1e-7)
+
+
+def test_local_statistics_are_those_of_a_ranks_own_images(of_two: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(of_two):
+        torch.manual_seed(2)
+        layer, inputs = nn.BatchNorm2d(6), inputs_of("2d")[4 * rank :][:4].requires_grad_()
+        output = layer(inputs)
+        output.square().sum().backward()
+        torch.testing.assert_close(found["local"]["output"], output.detach(), rtol=0, atol=0)
+        torch.testing.assert_close(found["local"]["of inputs"], inputs.grad, rtol=0, atol=0)
 
 
 def test_noise_is_that_of_the_global_batch(of_one: dict[str, Any], of_two: list[dict[str, Any]]) -> None:

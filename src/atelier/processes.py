@@ -129,6 +129,29 @@ class Children:
         self._running.discard(child)
         return code
 
+    async def follow(
+        self, child: asyncio.subprocess.Process, name: str, say: Callable[[str], object], unless: str | None = None
+    ) -> tuple[int, str]:
+        """Say each line of a child's standard error behind a name, until it ends.
+
+        Args:
+            child: started with `stderr=PIPE`.
+            name: of it.
+            say: told each line.
+            unless: how lines begin that are no reason, for the last one that is returned.
+
+        Returns:
+            Its exit code, and the last line.
+        """
+        assert child.stderr is not None
+        last = "it said nothing"
+        async for output in child.stderr:
+            line = output.decode(errors="replace").rstrip()
+            say(f"{name}: {line}")
+            if line and not (unless and line.startswith(unless)):
+                last = line.removeprefix("atelier: ")
+        return await self.wait(child), last
+
     def raise_for_signal(self, left: str) -> None:
         """Raise what ends this command by the signal that it got, if it got one; `left` says what to do."""
         if self.signal == signal.SIGTERM:

@@ -127,7 +127,7 @@ def test_a_loss_is_one_entry_and_one_word(tmp_path: Path) -> None:
             "ADVERSARIAL_LOSSES = {\n",
             '    "mine": AdversarialLoss(lambda x, label: x.mean(), lambda x: x.mean(), lambda x: 7 + 0 * x.mean()),\n',
         ),
-        ("models/recipe.py", 'loss: Literal["bce", ', '"mine", '),
+        ("models/recipe.py", 'LOSSES = ("bce", ', '"mine", '),
     ):
         path = tmp_path / "atelier" / file
         text = path.read_text()

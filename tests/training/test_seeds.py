@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 
 from atelier.config import load_params
 from atelier.config.records import ModelConfig, Report
+from atelier.errors import InputError
 from atelier.evaluation.compare import compare
 from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reference import reference
 from atelier.files import digest, folder_digest
 from atelier.registry.register import register
 from atelier.tracking import client
+from atelier.training.train import train
 from small_trainings import Training, make_workspace
 
 pytestmark = pytest.mark.processes
@@ -63,6 +66,27 @@ def test_each_is_the_training_that_its_seed_makes_alone(trained: Path, tmp_path:
     assert folder_digest(alone / "models/gan") == folder_digest(trained / "models/gan/trainings/1")
 
 
+def test_side_by_side_and_stopped_on_the_way_they_are_the_same(trained: Path, tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace")
+    (root / "params.yaml").write_text((trained / "params.yaml").read_text())
+    options = [f"--set={one}" for one in (*RUN, f"runs.gan.seeds={SEEDS}", "train.seeds_at_once=2")]
+    training = Training(root, "gan", *options)
+    while not all(list(root.glob(f"checkpoints/gan/seed-{seed}/*.checkpoint")) for seed in range(SEEDS)):
+        training.ranks[0].join(0.005)
+    os.kill(training.ranks[0].pid or 0, signal.SIGTERM)
+    training.finish([143])
+    said = Training(root, "gan", *options).finish()
+    assert said.count("going on from") == SEEDS
+    assert folder_digest(root / "models/gan") == folder_digest(trained / "models/gan")
+    assert_nested(root)
+
+
+def test_a_seed_that_the_run_has_not_is_one_line(trained: Path) -> None:
+    params = load_params(trained / "params.yaml", (*RUN, "runs.gan.seed=3", "runs.gan.seeds=2"))
+    with pytest.raises(InputError, match=r"^--only-seed 2: not a seed of runs\.gan, which has 3 to 4$"):
+        train("gan", params, trained, print, only_seed=2)
+
+
 def test_the_model_is_the_one_of_the_smallest_validation_distance(trained: Path) -> None:
     folder = trained / "models" / "gan"
     configs = [ModelConfig.read(folder / "trainings" / seed / "config.json", "") for seed in "01"]
@@ -75,7 +99,11 @@ def test_the_model_is_the_one_of_the_smallest_validation_distance(trained: Path)
 
 
 def test_mlflow_has_a_run_each_in_one_for_all(trained: Path) -> None:
-    mlflow_client = client(trained)
+    assert_nested(trained)
+
+
+def assert_nested(root: Path) -> None:
+    mlflow_client = client(root)
     experiment = mlflow_client.get_experiment_by_name("atelier")
     assert experiment is not None
     runs = mlflow_client.search_runs([experiment.experiment_id])
@@ -83,14 +111,14 @@ def test_mlflow_has_a_run_each_in_one_for_all(trained: Path) -> None:
     nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(run.data.params["seed"] for run in nested) == ["0", "1"]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert all(run.data.metrics["validation_distance"] > 0 for run in nested)
+    assert all(run.data.metrics["train/validation_distance"] > 0 for run in nested)
 
 
 def test_they_are_judged_as_one_and_the_model_is_registered(trained: Path) -> None:
     params = load_params(trained / "params.yaml", (*RUN, *STAGES, f"runs.gan.seeds={SEEDS}"))
     reference("mnist", params, trained, print)
     evaluate("gan", params, trained, print)
-    report = Report.read(trained / "reports/gan/metrics.json", "")
+    report = Report.read(trained / "reports/gan/report.json", "")
     found = report.metrics["fd_classifier"]
     first, second = found.draws[:2], found.draws[2:]
     assert found.trainings == pytest.approx([sum(first) / 2, sum(second) / 2])

@@ -142,7 +142,7 @@ def test_a_training_sees_every_image_but_those_for_validation(workspace: Path) -
     assert set(images.order(0, images.count).tolist()) == trained
     for one in (images, TrainingImages(split, False, 0, torch.device("cpu"), 0, held_out)):
         in_order = torch.cat([batch for batch, _ in one.in_order(100)])
-        assert torch.equal(in_order[:, 0], torch.from_numpy(split.images[~held_out, :, :, 0] / np.float32(255)))
+        assert torch.equal(in_order[:, 0], torch.from_numpy(split.images[~held_out][..., 0] / np.float32(255)))
 
 
 def test_distances_are_those_of_the_validation_images_and_of_fakes_in_their_proportions(workspace: Path) -> None:

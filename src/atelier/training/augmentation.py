@@ -18,19 +18,22 @@ def mirror(images: Tensor, noise: Noise) -> Tensor:
     return torch.where(turned, images.flip(3), images)
 
 
-def augment(images: Tensor, names: Sequence[str], noise: Noise, data_range: DataRange) -> Tensor:
+Augmentation = Callable[[Tensor, Noise], Tensor]  # images (n, c, h, w) in [-1, 1] → the same changed
+
+
+def augment(images: Tensor, changes: Sequence[Augmentation], noise: Noise, data_range: DataRange) -> Tensor:
     """Change images (n, c, h, w) at random, each by itself, so that gradients flow through the changes.
 
     Real images and fakes alike: the generator is not taught the changes. Zhao et al., "Differentiable augmentation for
     data-efficient GAN training" (2020), section 3.2 and appendix; its sizes are of images in [-1, 1], where zero is
     grey, so those in [0, 1] are changed there and put back.
     """
-    if not names:
+    if not changes:
         return images
     if data_range == "unit":
         images = 2 * images - 1
-    for name in names:
-        images = AUGMENTATIONS[name](images, noise)
+    for change in changes:
+        images = change(images, noise)
     return (images + 1) / 2 if data_range == "unit" else images
 
 
@@ -73,7 +76,7 @@ def _integers(uniform: Tensor, low: int, high: int) -> Tensor:
     return low + (uniform * (high - low + 1)).long()
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, Noise], Tensor]] = {
+AUGMENTATIONS: dict[str, Augmentation] = {
     "colour": _colour,
     "translation": _translation,
     "cutout": _cutout,

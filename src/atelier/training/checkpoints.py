@@ -25,6 +25,9 @@ from atelier.ranks import Ranks
 FORMAT = 2
 MAGIC = b"ATELIER-CHECKPOINT "
 SUFFIX = ".checkpoint"
+FORMER_WORLD_SIZES = (
+    "former_world_sizes"  # in the environment and in a model's config: numbers of ranks before the last
+)
 JOURNAL, TIMING, PICTURES = "journal.jsonl", "timing.jsonl", "pictures"  # beside the checkpoints
 
 
@@ -148,12 +151,17 @@ def environment(ranks: Ranks, precision: str) -> dict[str, Any]:
 
 
 def take_up(
-    folder: Path, identity: dict[str, Any], here: dict[str, Any], say: Callable[[str], None]
+    folder: Path,
+    identity: dict[str, Any],
+    here: dict[str, Any],
+    say: Callable[[str], None],
+    allow_other_world_size: bool = False,
 ) -> Checkpoint | None:
     """The newest whole checkpoint, to go on from; None for a training that starts at zero.
 
     Other parameters or data ask for another training: it starts anew, and what the former left is removed. The same
-    training in another `environment` would go on inexactly, so it is refused.
+    training in another `environment` would go on inexactly, so it is refused. Another number of ranks can be allowed:
+    data order and noise stay, sums over the batch round otherwise.
 
     Raises:
         InputError: if the environment is another, the checkpoint was written by a newer atelier, or files that belong
@@ -168,7 +176,20 @@ def take_up(
             path.unlink(missing_ok=True)
         remove_folder(folder / PICTURES)
         return None
-    if moved := list(differences(found.environment, here)):
+    was, now = found.environment, here
+    former = was.get(FORMER_WORLD_SIZES, [])
+    if allow_other_world_size and was["world_size"] != now["world_size"]:
+        say(
+            f"{folder}: a checkpoint of {was['world_size']} ranks, gone on with by {now['world_size']}: "
+            "sums round otherwise from here on"
+        )
+        found = _over(now["world_size"], found)
+        former = [*former, was["world_size"]]
+        was = was | {"world_size": now["world_size"]}
+    if former:
+        now = now | {FORMER_WORLD_SIZES: former}
+        was = was | {FORMER_WORLD_SIZES: former}
+    if moved := list(differences(was, now)):
         raise InputError(
             f"{folder}: going on here would not be exact ({'; '.join(moved)}); "
             "start it as it was started, or remove that folder to train anew"
@@ -177,7 +198,14 @@ def take_up(
         raise InputError(
             f"{folder}: {gone} is not as the checkpoint needs it; put it back, or remove that folder to train anew"
         )
-    return found
+    return found.model_copy(update={"environment": now})
+
+
+def _over(world_size: int, checkpoint: Checkpoint) -> Checkpoint:
+    """With an entry for each of so many ranks: the mean of the sums, and the random states, which all ranks share."""
+    entries = checkpoint.ranks
+    sums = {name: torch.stack([one["sums"][name] for one in entries]).mean(0) for name in entries[0]["sums"]}
+    return checkpoint.model_copy(update={"ranks": [entries[0] | {"sums": sums}] * world_size})
 
 
 def _gone(folder: Path, checkpoint: Checkpoint) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from atelier.errors import InputError
 from atelier.models import DataRange
 from atelier.models.recipe import GanRecipe, Recipe
 from atelier.ranks import Noise, Ranks
-from atelier.training.augmentation import augment, mirror
+from atelier.training.augmentation import AUGMENTATIONS, augment, mirror
 from atelier.training.losses import ADVERSARIAL_LOSSES, interpolated_penalty, zero_centred_penalty
 from atelier.training.method import Autocast, Average, Batches, Number, learning_rate_factor, weight_of_new
+
+if TYPE_CHECKING:
+    from atelier.training.own import Own
 
 # "gated": the loss above which each step is made, in their order, as in the code that `refine` was taken from
 GATES = {"fake": 0.6, "generator": 0.5, "real": 0.45}
@@ -37,7 +40,14 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 class Gan:
     """A generator (noise, labels) → images against a discriminator (images, labels) → logits."""
 
-    def __init__(self, networks: dict[str, nn.Module], recipe: Recipe, data_range: DataRange, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        recipe: Recipe,
+        data_range: DataRange,
+        ranks: Ranks,
+        own: Own | None = None,
+    ) -> None:
         assert isinstance(recipe, GanRecipe)
         self.recipe = recipe
         self.data_range = data_range
@@ -71,10 +81,12 @@ class Gan:
                 foreach=True,
                 capturable=capturable,
             )
-        self.loss = ADVERSARIAL_LOSSES[recipe.loss]
+        losses, augmentations = (own.losses, own.augmentations) if own else ({}, {})
+        self.loss = losses.get(recipe.loss) or ADVERSARIAL_LOSSES[recipe.loss]
+        self.changes = [augmentations.get(name) or AUGMENTATIONS[name] for name in recipe.augment]
         self.noise = Noise(recipe.seed, ranks)
         self.steps = 0
-        if recipe.penalty != "none" and ranks.world_size > 1:
+        if recipe.penalty != "none" and ranks.world_size > 1 and recipe.norm_statistics == "global":
             self._refuse_norms_over_ranks()
         if recipe.batch % (recipe.pack * ranks.world_size):
             raise InputError(
@@ -158,7 +170,7 @@ class Gan:
         return logits.float()
 
     def _augment(self, images: Tensor) -> Tensor:
-        return augment(images, self.recipe.augment, self.noise, self.data_range)
+        return augment(images, self.changes, self.noise, self.data_range)
 
     def _descend(self, loss: Tensor, part: str) -> None:
         if self.recipe.updates == "gated" and self.ranks.average(loss.detach().clone()).item() <= GATES[part]:
@@ -195,7 +207,7 @@ class Gan:
         if any(isinstance(module, _BatchNorm) for module in self.discriminator.modules()):
             raise InputError(
                 f"penalty {self.recipe.penalty}: batch normalisation over several ranks cannot be differentiated "
-                "twice; train on one, or take a model whose discriminator has none"
+                "twice; train on one, set norm_statistics: local, or take a model whose discriminator has none"
             )
 
     def schedule(self, kimg: float) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +20,28 @@ from torch.utils.checkpoint import checkpoint
 from atelier.ranks import Ranks
 
 
-def synchronise(networks: dict[str, nn.Module], ranks: Ranks) -> dict[str, nn.Module]:
-    """Make freshly built networks equal on all ranks and act on the global batch; parameters and names stay."""
+def synchronise(
+    networks: dict[str, nn.Module], ranks: Ranks, norm_statistics: Literal["global", "local"] = "global"
+) -> dict[str, nn.Module]:
+    """Make freshly built networks equal on all ranks and act on the global batch; parameters and names stay.
+
+    With `local` statistics a batch normalisation acts on the rank's own images, and nothing is exchanged for it; the
+    running mean and variance that are published are the writer's.
+    """
     if ranks.world_size == 1:
         return networks
     for network in networks.values():
         ranks.copy_from_writer(network.state_dict().values())
-    return {role: _synchronise_layers(network, ranks) for role, network in networks.items()}
+    return {role: _synchronise_layers(network, ranks, norm_statistics) for role, network in networks.items()}
 
 
-def _synchronise_layers(network: nn.Module, ranks: Ranks) -> nn.Module:
-    if ranks.device.type == "cuda":
+def _synchronise_layers(network: nn.Module, ranks: Ranks, norm_statistics: str) -> nn.Module:
+    norms = norm_statistics == "global"
+    if norms and ranks.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
         # the new class differs in how it computes only, so an instance may change class and keep all it holds
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        if norms and isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
             module.__class__ = SynchronisedBatchNorm
         elif type(module) is nn.Dropout:
             module.__class__ = GlobalDropout

@@ -72,8 +72,9 @@ def train_loop(
     settings: Train,
     validation: Validation | None = None,
     draw_picture: Callable[[Path], None],
-    progress: Callable[[int, float], None],  # told images seen and images a second, once a tick
+    progress: Callable[[int, float, dict[str, float]], None],  # told images seen, images a second, figures; once a tick
     say: Callable[[str], None],
+    on_tick: Callable[[dict[str, float]], None] | None = None,  # told the line of the journal and its times
 ) -> None:
     """Train until `kimg` thousand images were seen, or validation says to stop.
 
@@ -129,8 +130,11 @@ def train_loop(
             # the time first: whoever reads a line of the journal finds when it was written
             times = {"unix": time.time(), "seconds": position.seconds, "images_per_second": rate}
             timing.append(where | times | ({"validation_seconds": validation.progress.seconds} if validation else {}))
-            journal.append(where | {"step": tick.step} | figures | (validation.figures() if validation else {}))
-            progress(tick.images, rate)
+            line = where | {"step": tick.step} | figures | (validation.figures() if validation else {})
+            journal.append(line)
+            progress(tick.images, rate, figures)
+            if on_tick is not None:
+                on_tick(times | line)
 
     def is_over() -> bool:
         return position.images >= total or (validation is not None and validation.progress.stopped != "")
@@ -149,7 +153,7 @@ def train_loop(
         timing.truncate(start_from.timing_bytes if start_from else 0)
         if start_from is None:
             draw_picture(pictures / sheet_name(0))
-        progress(position.images, 0.0)
+        progress(position.images, 0.0, {})
 
     agreement = Agreement(ranks)
     seconds_before = position.seconds

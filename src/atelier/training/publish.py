@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from atelier.config.records import ModelConfig
+from atelier.config.records import TRAININGS, ModelConfig
 from atelier.errors import AtelierError
 from atelier.files import atomic_directory, digest, fsync, read_limited, write_atomic
 from atelier.journal import LIMIT_BYTES, record_folder
 from atelier.mark import Mark
-from atelier.own_code import CARRIED
 from atelier.pictures import SHEET_ROWS, SHEETS, pack_sheets, save_sheet
-from atelier.sampler import TRAININGS, Sampler, draw_noise
+from atelier.sampler import Sampler, draw_noise
 from atelier.tensors import save_tensors
 from atelier.training.checkpoints import JOURNAL, PICTURES, TIMING
 from atelier.training.method import Method
@@ -35,7 +34,7 @@ def draw_picture(method: Method, config: ModelConfig, path: Path) -> None:
 def publish_model(method: Method, config: ModelConfig, own: Mapping[str, bytes], folder: Path, target: Path) -> None:
     """Put weights, config, journal and pictures of an ended training, whose folder is given, in their place.
 
-    With them go the sources of a model of the user's own.
+    With them go the sources of what is the user's own, by their paths in that folder.
     """
     with atomic_directory(target) as partial:
         networks = {"sampler": method.sampling_network()} | method.companions()
@@ -48,7 +47,7 @@ def publish_model(method: Method, config: ModelConfig, own: Mapping[str, bytes],
         shutil.copytree(folder / PICTURES, partial / PICTURES, ignore=shutil.ignore_patterns("*.npy"))
         pack_sheets(folder / PICTURES, partial / SHEETS, Mark.of(config, seed=0))
         for name, source in own.items():
-            write_atomic(partial / CARRIED / name, source)
+            write_atomic(partial / name, source)
 
 
 def publish_best(trained: Mapping[int, Path], target: Path, say: Callable[[str], None]) -> None:

@@ -67,6 +67,7 @@ class Steps:
     def __init__(self, method: Method, data: TrainingImages, ranks: Ranks, batch: int) -> None:
         self.method = method
         self.data = data
+        self.batch = batch
         self.share = ranks.share_of(batch)
         self.offset = ranks.rank * self.share
         self.sums: dict[str, Tensor] = {}
@@ -95,7 +96,8 @@ class Steps:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Steps are taken, and what they change is read, within it."""
-        yield
+        with self.data.reading_ahead(self.batch):
+            yield
 
 
 class Graphs(Protocol):

@@ -18,8 +18,9 @@ from atelier.config.records import DataCard, ModelConfig
 from atelier.data.arrays import dvc_md5, open_split, prepared_folder, read_card, validation_places
 from atelier.errors import AtelierError, InputError, Terminated, ToldByWriter
 from atelier.files import digest_of, folder_digest, hold, read_limited, remove_folder, to_json, write_atomic
+from atelier.journal import duration
 from atelier.models.contract import build_checked_networks
-from atelier.own_code import counted_digest, sources, sources_sha256
+from atelier.own_code import CARRIED, RECIPE, counted_digest, part_digests, part_sources, sources, sources_sha256
 from atelier.pictures import sides
 from atelier.ranks import RankLost, Ranks, join_ranks
 from atelier.sampler import Sampler
@@ -27,7 +28,7 @@ from atelier.tracking import run_params
 from atelier.tracking.feed import Feed
 from atelier.training import build_method, checkpoints
 from atelier.training.batches import TrainingImages
-from atelier.training.checkpoints import Checkpoint, environment, take_up
+from atelier.training.checkpoints import FORMER_WORLD_SIZES, Checkpoint, environment, take_up
 from atelier.training.layers import in_microbatches, synchronise
 from atelier.training.loop import train_loop
 from atelier.training.memory import refuse_too_large
@@ -40,19 +41,39 @@ MLFLOW_WAIT_SECONDS = 60.0
 MLFLOW_PATIENCE_SECONDS = 5.0  # after a failure or SIGTERM: torchrun and Kubernetes allow 30 s in all
 # what a config says of the machine and of the result, not of the training
 OF_ENVIRONMENT = {
-    *("versions", "device", "world_size", "precision", "threads"),
-    *("weights_sha256", "code_sha256", "snapshot"),
+    *("versions", "device", "world_size", FORMER_WORLD_SIZES, "precision", "threads"),
+    *("weights_sha256", "code_sha256", "recipe_sha256", "snapshot"),
 }
 
+OnTick = Callable[[dict[str, float]], None]
 
-def train(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path | None:
+
+def train(
+    run_name: str,
+    params: Params,
+    root: Path,
+    say: Callable[[str], None],
+    only_seed: int | None = None,
+    allow_other_world_size: bool = False,
+    on_tick: OnTick | None = None,
+) -> Path | None:
     """Train a run and publish `models/RUN/`; wall-clock figures and the MLflow run's id go to its `record_folder`.
 
     A training that was stopped goes on from its last checkpoint in `checkpoints/RUN/`, bit for bit. Started by
     `torchrun`, each process is a rank of one training; the first one writes and speaks for all.
 
+    Args:
+        run_name: in `params.yaml`.
+        params: of the workspace.
+        root: the workspace.
+        say: tells the person.
+        only_seed: of a run with several: train this one, as a part of the run that a start without it publishes.
+        allow_other_world_size: go on from a checkpoint of another number of ranks, not quite exactly.
+        on_tick: told each line of the journal, with its times, but of seeds that train at once; what it raises ends the
+            training.
+
     Returns:
-        The folder of the model; None on ranks that are not the first.
+        The folder of the model, or of the seed's; None on ranks that are not the first.
 
     Raises:
         InputError: if the data are not prepared, a checkpoint cannot be gone on from here, or the weights that the run
@@ -63,7 +84,11 @@ def train(run_name: str, params: Params, root: Path, say: Callable[[str], None])
     """
     with join_ranks() as ranks:
         try:
-            model = _train(params.run(run_name), params, root, ranks, say if ranks.is_writer else lambda message: None)
+            tell = say if ranks.is_writer else lambda message: None
+            run, start = params.run(run_name), Start(params, root, ranks, tell, allow_other_world_size, on_tick)
+            if only_seed is not None:
+                return _train_seed(run, start, only_seed)
+            model = _train(run, start)
         except AtelierError as error:
             if ranks.is_writer or isinstance(error, RankLost):
                 raise
@@ -73,8 +98,30 @@ def train(run_name: str, params: Params, root: Path, say: Callable[[str], None])
         return model
 
 
-def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
-    training = _training(run, params, root, ranks)
+@dataclass(frozen=True)
+class Start:
+    """Where and how trainings are started.
+
+    Attributes:
+        params: of the workspace.
+        root: the workspace.
+        ranks: that train.
+        say: tells the person.
+        allow_other_world_size: whether to go on from a checkpoint of another number of ranks.
+        on_tick: told each line of the journal.
+    """
+
+    params: Params
+    root: Path
+    ranks: Ranks
+    say: Callable[[str], None]
+    allow_other_world_size: bool
+    on_tick: OnTick | None
+
+
+def _train(run: Run, start: Start) -> Path | None:
+    root, ranks, say = start.root, start.ranks, start.say
+    training = _training(run, start)
     folder, model = root / "checkpoints" / run.name, root / "models" / run.name
     with ExitStack() as held:
         ranks.by_writer(lambda: held.enter_context(hold(folder)))
@@ -84,15 +131,17 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
                 remove_folder(folder)
             return model if ranks.is_writer else None
         if run.recipe.seeds == 1:
-            _train_once(training, params, root, ranks, folder, model, say)
+            _train_once(training, start, folder, model)
         else:
-            trained = dict[int, Path]()
-            for seed in range(run.recipe.seed, run.recipe.seed + run.recipe.seeds):
-                say(f"seed {seed}")
-                one = replace(run, recipe=run.recipe.model_copy(update={"seed": seed, "seeds": 1}))
-                trained[seed] = folder / f"seed-{seed}" / MODEL
-                part = _training(one, params, root, ranks)
-                _train_once(part, params, root, ranks, trained[seed].parent, trained[seed], say, group=folder)
+            trained = {seed: _seed_folder(root, run, seed) / MODEL for seed in run.recipe.all_seeds}
+            if start.params.train.seeds_at_once > 1 and ranks.world_size == 1:
+                from atelier.training.seeds import train_at_once
+
+                train_at_once(run.name, list(trained), start.params, root, say)
+            else:
+                for seed in trained:
+                    say(f"seed {seed}")
+                    _train_seed(run, start, seed)
             if ranks.is_writer:
                 publish_best(trained, model, say)
         if not ranks.is_writer:
@@ -102,6 +151,23 @@ def _train(run: Run, params: Params, root: Path, ranks: Ranks, say: Callable[[st
         return model
 
 
+def _train_seed(run: Run, start: Start, seed: int) -> Path | None:
+    """Train one of a run's seeds beside its checkpoints, where it stays until all have ended."""
+    if seed not in run.recipe.all_seeds:
+        first, last = run.recipe.all_seeds[0], run.recipe.all_seeds[-1]
+        raise InputError(f"--only-seed {seed}: not a seed of runs.{run.name}, which has {first} to {last}")
+    one = replace(run, recipe=run.recipe.model_copy(update={"seed": seed, "seeds": 1}))
+    folder = _seed_folder(start.root, run, seed)
+    with ExitStack() as held:
+        start.ranks.by_writer(lambda: held.enter_context(hold(folder)))
+        _train_once(_training(one, start), start, folder, folder / MODEL, group=folder.parent)
+    return folder / MODEL if start.ranks.is_writer else None
+
+
+def _seed_folder(root: Path, run: Run, seed: int) -> Path:
+    return root / "checkpoints" / run.name / f"seed-{seed}"
+
+
 @dataclass(frozen=True)
 class Training:
     """A run, and all that its result depends on.
@@ -109,7 +175,8 @@ class Training:
     Attributes:
         run: that is trained.
         card: of its data.
-        own: the sources of a model of the user's own, as they are now: they may be edited before the end.
+        own: the sources of what is the user's own, as they are now: they may be edited before the end. By their paths
+            in the folder of the model.
         config: of its model.
         identity: what a checkpoint must agree with, to be gone on from; as is `environment`.
     """
@@ -138,13 +205,14 @@ def _require_same_data(run: Run, card: DataCard) -> None:
         raise InputError(f"{folder}: has other classes than params.yaml says; {again}")
 
 
-def _training(run: Run, params: Params, root: Path, ranks: Ranks) -> Training:
+def _training(run: Run, start: Start) -> Training:
     """Say what a training is, after setting its arithmetic; the same on all ranks."""
+    params, root, ranks = start.params, start.root, start.ranks
     card = read_card(root, run.dataset)
     _require_same_data(run, card)
     _set_arithmetic(run.recipe.precision)
-    own = sources(run.code)
-    config = _config(run, card, ranks, sources_sha256(own))
+    own, of_recipe = sources(run.code), part_sources(run.parts)
+    config = _config(run, card, ranks, sources_sha256(own), sources_sha256(of_recipe))
     identity = {
         "training": config.model_dump(exclude=OF_ENVIRONMENT),
         "tick_kimg": params.train.tick_kimg,
@@ -152,41 +220,39 @@ def _training(run: Run, params: Params, root: Path, ranks: Ranks) -> Training:
     }
     if own:
         identity["code"] = counted_digest(run.code)
+    if of_recipe:
+        identity["recipe_code"] = part_digests(run.parts)
     here = environment(ranks, config.precision)
     ranks.refuse_different({"identity": identity, "environment": here})
+    if run.recipe.batch_per_rank:
+        run = replace(run, recipe=run.recipe.over(ranks.world_size))
+        config = config.model_copy(update={"recipe": run.recipe})
     ranks.share_of(run.recipe.batch)
-    return Training(run, card, own, config, identity, here)
+    carried = {f"{CARRIED}/{name}": content for name, content in own.items()}
+    carried |= {f"{RECIPE}/{name}": content for name, content in of_recipe.items()}
+    return Training(run, card, carried, config, identity, here)
 
 
-def _train_once(
-    training: Training,
-    params: Params,
-    root: Path,
-    ranks: Ranks,
-    folder: Path,
-    target: Path,
-    say: Callable[[str], None],
-    group: Path | None = None,
-) -> None:
+def _train_once(training: Training, start: Start, folder: Path, target: Path, group: Path | None = None) -> None:
     """Train a run of one seed.
 
     Args:
         training: of it.
-        params: of the project.
-        root: the workspace.
-        ranks: that train it.
+        start: how it was started.
         folder: of its checkpoints; they stay there.
         target: folder of its model.
-        say: tells the person.
         group: the folder of the checkpoints of all seeds, if there are others.
     """
+    params, root, ranks, say = start.params, start.root, start.ranks, start.say
     run, identity, here, config = training.run, training.identity, training.environment, training.config
-    found = ranks.by_writer(lambda: _plain(take_up(folder, identity, here, say)))
+    found = ranks.by_writer(lambda: _plain(take_up(folder, identity, here, say, start.allow_other_world_size)))
     checkpoint = None if found is None else Checkpoint(**found)
     if checkpoint is not None:
         torch.set_num_threads(checkpoint.threads)  # sums over another number of threads round differently
+        here = checkpoint.environment  # with the numbers of ranks before
         say(f"going on from {checkpoint.position['images'] / 1000:g} kimg")
-    config = config.model_copy(update={"threads": torch.get_num_threads()})
+    former = here.get(FORMER_WORLD_SIZES, [])
+    config = config.model_copy(update={"threads": torch.get_num_threads(), FORMER_WORLD_SIZES: former})
     method, data = _method(run, ranks, say), _images(run, params, root, ranks)
     validation = None
     if data.held_out is not None:
@@ -202,9 +268,10 @@ def _train_once(
         feed.start()
     bar = tqdm(
         total=round(run.recipe.kimg * 1000),
-        unit="images",
+        unit=" images",
         unit_scale=True,
         desc=f"train {run.name}",
+        bar_format="{desc} {percentage:3.0f}%{postfix}, {remaining} left, {rate_fmt} {bar}",
         disable=None if ranks.is_writer else True,
     )
     status = "FAILED"
@@ -224,6 +291,7 @@ def _train_once(
             draw_picture=lambda path: draw_picture(method, config, path),
             progress=_progress(bar, run, say),
             say=say,
+            on_tick=start.on_tick,
         )
         if ranks.is_writer:
             if validation is not None:
@@ -281,12 +349,17 @@ def _method(run: Run, ranks: Ranks, say: Callable[[str], None]) -> Method:
     networks = build_checked_networks(run.code, run.recipe, run.shape)
     if run.parent_folder is not None:
         start_from(networks, run.parent_folder, say)
-    networks = synchronise(networks, ranks)
+    networks = synchronise(networks, ranks, run.recipe.norm_statistics)
     for network in networks.values():
         in_microbatches(network, run.recipe.microbatch)
         if run.recipe.compile:
             network.compile()
-    return build_method(run.entry, run.recipe, networks, run.shape.classes, ranks)
+    own = None
+    if run.parts:
+        from atelier.training.own import load_own
+
+        own = load_own(run.parts, run.recipe, run.shape, ranks)
+    return build_method(run.entry, run.recipe, networks, run.shape.classes, ranks, own)
 
 
 def _images(run: Run, params: Params, root: Path, ranks: Ranks) -> TrainingImages:
@@ -319,11 +392,12 @@ def _set_arithmetic(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = allow_tf32
 
 
-def _config(run: Run, card: DataCard, ranks: Ranks, code_sha256: str | None) -> ModelConfig:
+def _config(run: Run, card: DataCard, ranks: Ranks, code_sha256: str | None, recipe_sha256: str | None) -> ModelConfig:
     return ModelConfig(
         run=run.name,
         dataset=run.dataset,
         code_sha256=code_sha256,
+        recipe_sha256=recipe_sha256,
         model=run.model,
         recipe=run.recipe,
         noise=run.recipe.noise,
@@ -350,21 +424,24 @@ def _data_params(root: Path, run: Run, card: DataCard) -> dict[str, Any]:
     }
 
 
-def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, float], None]:
+def _progress(bar: Any, run: Run, say: Callable[[str], None]) -> Callable[[int, float, dict[str, float]], None]:
     """Move the bar if a person is watching; otherwise say a line each tenth of the way."""
     total = run.recipe.kimg * 1000
     last_tenth = -1
 
-    def report(images: int, images_per_second: float) -> None:
+    def report(images: int, images_per_second: float, figures: dict[str, float]) -> None:
         nonlocal last_tenth
+        losses = {name: value for name, value in figures.items() if name.endswith("_loss")} or figures
+        told = ", ".join(f"{name.removesuffix('_loss')} {value:.3g}" for name, value in losses.items())
         if not bar.disable:
+            bar.set_postfix_str(told, refresh=False)
             bar.update(min(images, bar.total) - bar.n)
             return
         tenth = int(10 * images / total)
         if tenth > last_tenth and images_per_second:
-            left = max(total - images, 0) / images_per_second
+            left = duration(max(total - images, 0) / images_per_second)
             kimg = f"{round(images / 1000, 1):g} of {total / 1000:g} kimg"
-            say(f"{kimg}, {images_per_second:,.0f} images/s, {left:.0f} s left")
+            say(f"{kimg}, {told}, {images_per_second:,.0f} images/s, {left} left")
         last_tenth = max(tenth, last_tenth)
 
     return report

@@ -99,7 +99,7 @@ class Vae:
         networks = self.ema.network
         likelihood = networks.get_submodule("likelihood")
         assert isinstance(likelihood, Likelihood)
-        return Decoding(networks.get_submodule("decoder"), self.prior, likelihood).eval()
+        return Decoding(networks.get_submodule("decoder"), self.prior, likelihood, self.recipe.sharpness).eval()
 
     @torch.no_grad()
     def finish(self, batches: Callable[[], Batches]) -> None:

@@ -71,7 +71,7 @@ class Yardstick:
         self.labels = None if split.labels is None else split.labels[places]
         with torch.random.fork_rng(devices=[]):  # training draws what it drew without
             self.classifier = Classifier(_train(split, np.flatnonzero(~held_out), settings.classifier_kimg), "")
-        self.features = torch.cat([self.classifier(images)[0] for images in batches(split.images[places])])
+        self.features = torch.cat([self.classifier(images)[0] for images in batches(split.images, places=places)])
         moments = MomentsAccumulator()
         moments.update(self.features)
         self.distance_to = DistanceTo(moments.moments())
