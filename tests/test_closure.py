@@ -233,4 +233,5 @@ def test_comments_are_what_python_takes_for_them(path: Path) -> None:
     assert [part.strip() for part in found if part.strip()] == comments
     text = data.decode()
     assert not re.search(r"__doc__|getdoc|getsource|globals\(|sys\.modules", text)
-    assert "import_module(" not in text or path.parent.name == "models"
+    # models, and what notebooks ask of the package, which no stage does
+    assert "import_module(" not in text or path.parent.name == "models" or path == OURS / "__init__.py"

@@ -17,7 +17,7 @@ from atelier.data.ingest import ingest
 from atelier.data.prepare import prepare
 from atelier.errors import InputError
 from atelier.files import folder_digest
-from atelier.init import FILES, init, render
+from atelier.init import AS_THEY_ARE, FILES, init, render
 from own_pictures import picture, write_pictures
 
 PROJECT = Path(__file__).parents[1]
@@ -25,14 +25,16 @@ PROJECT = Path(__file__).parents[1]
 
 def test_this_repository_is_a_workspace_whose_code_is_watched(tmp_path: Path) -> None:
     init(tmp_path / "made", "mnist", None, is_git=False)
-    for name in ("params.yaml", ".dvcignore", ".dvc/.gitignore"):
+    plots = [name for name in (*FILES, *AS_THEY_ARE) if name.startswith(".dvc/plots")]
+    assert len(plots) == 4
+    for name in ("params.yaml", ".dvcignore", ".dvc/.gitignore", *plots):
         assert (tmp_path / "made" / name).read_text() == (PROJECT / name).read_text(), f"{name}: edit its template too"
     watched = render("dvc.yaml.j2", {"has_code": True})
     assert (PROJECT / "dvc.yaml").read_text() == watched, "dvc.yaml: edit its template in src/atelier/templates/ too"
     assert (tmp_path / "made" / "dvc.yaml").read_text() == render("dvc.yaml.j2", {"has_code": False})
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted([*FILES, *AS_THEY_ARE]))
 def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
@@ -152,6 +154,7 @@ def test_an_upgrade_keeps_what_was_changed_here(
     shutil.copytree(Path(atelier.init.__file__).parent, templates, ignore=shutil.ignore_patterns("*.py", "docs"))
     ignored = templates / "templates" / "gitignore.j2"
     ignored.write_text(ignored.read_text() + "/later\n")
+    (templates / "templates" / "plots.html").write_text("later {plot_divs}\n")
     monkeypatch.setattr(atelier.init, "PACKAGE", templates)
     monkeypatch.setattr(atelier, "__version__", "99.0")
     params, requirements = work / "params.yaml", work / "requirements.txt"
@@ -162,6 +165,7 @@ def test_an_upgrade_keeps_what_was_changed_here(
     told = capsys.readouterr()
     assert "+++ .gitignore\n" in told.out
     assert "\n+/later\n" in told.out
+    assert told.out.endswith(".dvc/plots.html: that of this version\n")
     assert "99.0" in told.out
     assert told.err == f"{work}: would change; --apply writes it\n"
     assert folder_digest(work) == before
@@ -171,6 +175,7 @@ def test_an_upgrade_keeps_what_was_changed_here(
     assert (work / ".gitignore").read_text().startswith("/ours\n")
     assert (work / ".gitignore").read_text().endswith("/later\n")
     assert params.read_text().endswith("# ours\n")
+    assert (work / ".dvc" / "plots.html").read_text() == "later {plot_divs}\n"
     assert "99.0" in requirements.read_text()
     capsys.readouterr()
     assert main() is None

@@ -16,7 +16,8 @@ from atelier.closure import Counted, Package
 from atelier.config import Params, load_params
 from atelier.files import read_json, read_limited
 from atelier.models import built_in
-from atelier.plan import STAGES, TABLES, UNCOUNTED, entries, plan, scope, uses
+from atelier.models.loading import find_own
+from atelier.plan import STAGES, TABLES, UNCOUNTED, digests, entries, plan, scope, uses
 from own_pictures import write_pictures
 from small_models import SMALL_STAGES
 from stage_process import Ran, run_stage
@@ -50,14 +51,18 @@ WITHOUT_EFFECT = {
     "compare": set(),
 }
 # executed to read params.yaml: what that gives is in the plan
-OF_CONFIG = ("atelier.config.reading", "atelier.config.catalogue", "atelier.models.recipe", "atelier.models.own")
-# and these: the first finds a run's model
-FOUND = {(one.__code__.co_filename, one.__code__.co_firstlineno) for one in (built_in, read_limited)}
+OF_CONFIG = (
+    *("atelier.config.reading", "atelier.config.catalogue", "atelier.models.recipe", "atelier.models.own"),
+    "atelier.own",
+)
+# and these: the first two find a run's model
+FOUND = {(one.__code__.co_filename, one.__code__.co_firstlineno) for one in (built_in, find_own, read_limited)}
 # names under which stages read what the plan calls otherwise, or has in the row of a table
 SAME = {
     "ingest.paths": "dataset.path",
     **{f"dataset.info.{key}": "dataset.origin" for key in ("arrays", "kaggle", "png_twins")},
     "extractors": "dataset.extractors",
+    "metric_parts": "evaluate.metrics",
     "automatic_extractor": "dataset.extractors",
     "run.entry.source": "run.source",
     "register_.prefix": "register.prefix",
@@ -70,11 +75,11 @@ def params() -> Params:
     return load_params(PROJECT / "params.yaml")
 
 
-def flat(plan: dict[str, Any]) -> dict[str, Any]:
-    """The entries by the names that stages have in DVC."""
+def flat(plan: dict[str, Any]) -> dict[str, str]:
+    """The digests by the names that stages have in DVC."""
     return {
         f"{stage}@{one}" if STAGES[stage].over != "all" else stage: entry
-        for stage, entries in plan.items()
+        for stage, entries in digests(plan).items()
         for one, entry in (entries.items() if STAGES[stage].over != "all" else [("", entries)])
     }
 
@@ -82,7 +87,7 @@ def flat(plan: dict[str, Any]) -> dict[str, Any]:
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     """The stages that were there before and would run again, for other reasons than data."""
     new = flat(after)
-    return {name for name, entry in flat(before).items() if new.get(name) != entry}
+    return {name for name, digest in flat(before).items() if new.get(name) != digest}
 
 
 # --- what stages do when they run ------------------------------------------------------------------------------
@@ -153,7 +158,7 @@ def test_every_parameter_that_a_stage_reads_is_in_the_plan_and_no_other(ran: dic
     of_stage = [did.parameters for name, did in ran.items() if name.partition("@")[0] == stage]
     seen = {SAME.get(key, key) for keys in of_stage for key in keys}
     unplanned = {key for key in seen if not any(key == read or key.startswith(f"{read}.") for read in reads)}
-    of_the_row = {key for key in unplanned if key.startswith("run.entry.")} | {"run.name", "run.code"}
+    of_the_row = {key for key in unplanned if key.startswith("run.entry.")} | {"run.name", "run.code", "run.parts"}
     if "runs" in reads:
         of_the_row |= {key for key in unplanned if key.startswith(("run.", "dataset.info."))}
     assert unplanned - of_the_row == WITHOUT_EFFECT[stage]
@@ -195,6 +200,7 @@ CHANGES: dict[str, tuple[str, set[str]]] = {
     "train.checkpoints_kept": ("3", set()),
     "train.resident_mb": ("2049", set()),
     "train.cuda_graph": ("false", set()),
+    "train.seeds_at_once": ("2", set()),
     "evaluate.extractors": ("[lite0]", OF_ALL),
     "evaluate.samples": ("9000", OF_ALL),
     "evaluate.draws": ("4", OF_ALL),
@@ -255,7 +261,7 @@ def test_a_default_that_is_written_out_changes_nothing(today: dict[str, Any], tm
 
 def test_the_command_writes_the_same_each_time(params: Params, today: dict[str, Any], tmp_path: Path) -> None:
     path = plan(params, tmp_path)
-    assert read_json(path) == json.loads(json.dumps(today))
+    assert read_json(path) == digests(today) | {"depends_on": json.loads(json.dumps(today))}
     before = path.read_bytes()
     assert plan(params, tmp_path).read_bytes() == before
 

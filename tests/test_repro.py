@@ -19,7 +19,7 @@ from atelier.errors import AtelierError, InputError
 from atelier.repro import repro
 
 pytestmark = pytest.mark.processes
-HANG_SECONDS = 60
+HANG_SECONDS = 180
 # `slow` ends after `quick`, and neither ends unless both run at the same time
 PIPELINE = """
 stages:
@@ -70,7 +70,7 @@ stages:
 """,
     )
     said = list[str]()
-    with pytest.raises(AtelierError, match=r"^bad: failed, as said above; not run for that: after$"):
+    with pytest.raises(AtelierError, match=r"^bad failed: no data; not run for that: after$"):
         repro([], 2, [], root, said.append)
     assert "bad: no data" in said
     assert any("bad: failed to run: " in line and line.endswith("exited with 2") for line in said)
@@ -116,6 +116,27 @@ def test_sigterm_reaches_the_commands_and_leaves_no_process(tmp_path: Path) -> N
     assert said.splitlines()[-1] == "atelier: terminated; start it again and it goes on"
     assert (root / "told").exists()
     assert psutil.wait_procs(started, timeout=HANG_SECONDS)[1] == []
+
+
+def test_after_a_kill_stages_that_are_still_ending_are_waited_for(tmp_path: Path) -> None:
+    ending = "for i in $(seq 300); do test -e heard && exit 143; sleep 0.1; done"
+    cmd = f"if test -e begun; then touch out; exit; fi; trap '{ending}' TERM; touch begun; sleep 60 & wait"
+    root = workspace(tmp_path / "here", f'stages: {{a: {{cmd: "{cmd}", outs: [out]}}}}')
+    process = subprocess.Popen([sys.executable, "-m", "atelier", "repro", "--root", str(root)])
+    deadline = time.monotonic() + HANG_SECONDS
+    while not (root / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+    def say(line: str) -> None:
+        if line == "a: waiting for another command that works on the same files":
+            (root / "heard").touch()
+
+    assert repro([], 1, [], root, say) == ["a"]
+    assert (root / "heard").exists()
+    assert (root / "out").exists()
 
 
 def test_what_is_no_workspace_and_no_stage_is_one_line(tmp_path: Path) -> None:

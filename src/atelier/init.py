@@ -9,7 +9,6 @@ import difflib
 import json
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,12 +22,13 @@ from atelier.config.catalogue import DATASETS
 from atelier.config.reading import nearest
 from atelier.config.records import Record
 from atelier.data.look import look
-from atelier.errors import AtelierError, InputError
+from atelier.errors import InputError
 from atelier.evaluation.metrics import metric_name
 from atelier.extras import DISTRIBUTION
 from atelier.files import LITTER, atomic_directory, files_below, to_json, write_atomic
+from atelier.merge import merge_lines
 from atelier.models import MODELS
-from atelier.processes import clean_environment, run
+from atelier.processes import run
 from atelier.tracking.origin import git
 
 PACKAGE = Path(__file__).parent
@@ -38,6 +38,9 @@ FILES = {
     ".dockerignore": "dockerignore.j2",
     ".dvc/.gitignore": "dvc_gitignore.j2",
     ".dvc/config": "dvc_config.j2",
+    ".dvc/plots/classes.json": "plots_classes.json.j2",
+    ".dvc/plots/lines.json": "plots_lines.json.j2",
+    ".dvc/plots/recognised.json": "plots_recognised.json.j2",
     ".dvcignore": "dvcignore.j2",
     ".github/workflows/atelier.yaml": "workflow.yaml.j2",
     ".gitignore": "gitignore.j2",
@@ -48,6 +51,8 @@ FILES = {
     PARAMS: "params.yaml.j2",
     "requirements.txt": "requirements.txt.j2",
 }
+# written as they are, and anew by `upgrade`: they are not the user's to change
+AS_THEY_ARE = {".dvc/plots.html": "plots.html"}
 BOTH_KINDS = ("cgan", "cvae")
 RECORD = ".atelier.json"
 
@@ -79,7 +84,9 @@ class Change:
 
     @property
     def diff(self) -> str:
-        """As `diff -u` shows it."""
+        """As `diff -u` shows it; of what nobody reads, that it is another."""
+        if self.name in AS_THEY_ARE:
+            return f"{self.name}: that of this version\n"
         before, after = ((text or "").splitlines(keepends=True) for text in (self.before, self.after))
         return "".join(difflib.unified_diff(before, after, self.name, self.name))
 
@@ -102,6 +109,7 @@ def init(folder: Path, dataset: str, model: str | None, is_git: bool) -> None:
     values = _values(folder, dataset, [model] if model else BOTH_KINDS, is_git)
     texts = _texts(values)
     texts[RECORD] = to_json(Written(values=values, files=texts).model_dump())
+    texts |= _as_they_are()
     if existing := next((name for name in texts if os.path.lexists(folder / name)), None):
         raise InputError(f"{folder / existing}: exists, and nothing is overwritten; give another folder, or move it")
     with tempfile.TemporaryDirectory() as name:
@@ -145,6 +153,11 @@ def upgrade(folder: Path, *, really: bool) -> list[Change]:
             continue
         after = text if base is None and before is None else _merged(before, base or "", text)
         changes.append(Change(name, before, after))
+    for name, text in _as_they_are().items():
+        path = folder / name
+        before = path.read_text("utf-8") if path.is_file() else None
+        if text != before:
+            changes.append(Change(name, before, text))
     if really:
         for change in changes:
             if change.after is not None:
@@ -159,16 +172,8 @@ def _merged(ours: str | None, base: str, theirs: str) -> str | None:
     """What changed from `base` to `theirs`, in `ours`; None if that was changed there too, or removed."""
     if ours is None:
         return None
-    with tempfile.TemporaryDirectory() as name:
-        files = [Path(name) / part for part in ("ours", "base", "theirs")]
-        for file, text in zip(files, (ours, base, theirs), strict=True):
-            file.write_text(text, encoding="utf-8")
-        # the exit code is the number of conflicts; 255 a failure
-        command = ["git", "merge-file", "--stdout", *map(str, files)]
-        merged = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False)
-    if merged.returncode == 255:
-        raise AtelierError(f"git merge-file: {merged.stderr.strip()}")
-    return None if merged.returncode else merged.stdout
+    merged, conflicts = merge_lines(ours.encode(), base.encode(), theirs.encode())
+    return None if conflicts else merged.decode()
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -196,6 +201,10 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
         f"deploy/base/{path.relative_to(base).as_posix()}": path.read_text("utf-8") for path in files_below(base)
     }
     return {name: render(template, values) for name, template in FILES.items()} | manifests
+
+
+def _as_they_are() -> dict[str, str]:
+    return {name: (PACKAGE / "templates" / source).read_text("utf-8") for name, source in AS_THEY_ARE.items()}
 
 
 def _values(folder: Path, dataset: str, models: Sequence[str], is_git: bool) -> dict[str, Any]:

@@ -11,13 +11,17 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atelier.errors import AtelierError, InputError
+from atelier.notify import FAILURE_IS_TOLD
 from atelier.processes import Children, share_of_machine
+
+BUSY_SECONDS, LOOK_SECONDS = 60.0, 0.5
 
 
 def repro(
@@ -61,9 +65,17 @@ class _Pipeline:
     recorded: frozenset[str]
 
     def is_stale(self, name: str) -> bool:
-        """Whether `dvc repro` would run or restore a stage whose dependencies are up to date."""
-        with self.repository.lock:
-            return bool(self.stages[name].changed())
+        """Whether `dvc repro` would run or restore a stage whose dependencies are up to date.
+
+        It is so of one that another command is at work on, too: its own process waits for that.
+        """
+        from dvc.lock import LockError
+
+        try:
+            with self.repository.lock:
+                return bool(self.stages[name].changed())
+        except LockError:
+            return True
 
 
 @contextlib.contextmanager
@@ -101,7 +113,7 @@ class _Running:
     slots: dict[str, int] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     ran: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # what each said last
 
     async def to_the_end(self) -> list[str]:
         """Start each stage once those that it needs are done; returns the names of those that ran."""
@@ -123,7 +135,7 @@ class _Running:
         self.children.raise_for_signal("start it again and it goes on")
         if self.failed:
             left = f"; not run for that: {', '.join(waiting)}" if waiting else ""
-            raise AtelierError(f"{', '.join(self.failed)}: failed, as said above{left}")
+            raise AtelierError("; ".join(f"{name} failed: {said}" for name, said in self.failed.items()) + left)
         return self.ran
 
     def _ready(self, waiting: list[str]) -> list[str]:
@@ -148,15 +160,15 @@ class _Running:
         return ready
 
     async def _run(self, name: str) -> None:
-        environment = share_of_machine(self.jobs, self.cards, self.slots[name])
+        environment = share_of_machine(self.jobs, self.cards, self.slots[name]) | {FAILURE_IS_TOLD: "true"}
         process = await self.children.start("atelier.repro", name, env=environment, stderr=asyncio.subprocess.PIPE)
-        assert process.stderr is not None
-        async for line in process.stderr:
-            self.say(f"{name}: {line.decode(errors='replace').rstrip()}")
-        code = await self.children.wait(process)
+        # DVC's own line comes after what the stage says
+        code, last = await self.children.follow(process, name, self.say, unless="failed to run: ")
         del self.slots[name]
-        (self.failed if code else self.ran).append(name)
-        if not code:
+        if code:
+            self.failed[name] = last
+        else:
+            self.ran.append(name)
             self.done.add(name)
 
     def _order_lock(self) -> None:
@@ -171,20 +183,38 @@ class _Running:
 
 
 def _run_stage(name: str) -> None:
-    """Have DVC run and record one stage of the workspace in this folder; SIGTERM is handed on to its command."""
+    """Have DVC run and record one stage of the workspace in this folder; SIGTERM is handed on to its command.
+
+    What an earlier command started and a kill left behind, such as a training that saves, is waited for.
+    """
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
+    is_told = False
+
     def hand_on(number: int, _: object) -> None:
+        nonlocal is_told
+        is_told = True
         signal.signal(number, lambda *_: None)
         os.killpg(0, number)
 
     signal.signal(signal.SIGTERM, hand_on)
-    try:
-        with Repo(_wait_for_lock=True) as repository:
-            repository.reproduce(name, single_item=True)
-    except DvcException as error:
-        sys.exit(str(error.__cause__ or error))
+    give_up = time.monotonic() + BUSY_SECONDS
+    is_said = False
+    while True:
+        try:
+            with Repo(_wait_for_lock=True) as repository:
+                repository.reproduce(name, single_item=True)
+            return
+        except DvcException as error:
+            cause = error.__cause__ or error
+            if not isinstance(cause, LockError) or is_told or time.monotonic() > give_up:
+                sys.exit(str(cause))
+        if not is_said:
+            print("waiting for another command that works on the same files", file=sys.stderr, flush=True)
+            is_said = True
+        time.sleep(LOOK_SECONDS)
 
 
 if __name__ == "__main__":

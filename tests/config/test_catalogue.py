@@ -30,7 +30,7 @@ def test_a_run_knows_the_shape_of_data_that_nobody_has_read(tmp_path: Path) -> N
         (["prepare.sets.own.sides=3"], "prepare.sets.own.sides: unknown key; did you mean 'side'"),
         (["prepare.sets.own={side: 32}"], "prepare.sets.own.channels: missing; add it"),
         (["prepare.sets.own.side=20"], "prepare.sets.own.side: expected a whole number >= 28, found 20"),
-        (["prepare.sets.own.side=300"], "expected a whole number <= 256"),
+        (["prepare.sets.own.side=600"], "expected a whole number <= 512"),
         (["prepare.sets.own.channels=4"], "prepare.sets.own.channels: cannot be 4; valid: 1, 3"),
         (["prepare.sets.own.classes=[a, a]"], "a class is named twice"),
         (["prepare.sets.own.labels=a.csv"], "labels: needs classes"),

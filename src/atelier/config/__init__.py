@@ -11,11 +11,25 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from atelier.config.catalogue import DATASETS, DatasetInfo, SetSettings, describe
+from atelier.config.cluster import Cluster
 from atelier.config.reading import apply_override, convert, nearest, read_yaml
 from atelier.errors import InputError
 from atelier.models import MODELS, ImageShape, Model, ModelCode
 from atelier.models.own import find_model, own_names
-from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Positive, Recipe, Seed, Share
+from atelier.models.recipe import (
+    AUGMENTATIONS,
+    LOSSES,
+    Checked,
+    Count,
+    CountOrNone,
+    GanRecipe,
+    NotNegative,
+    Positive,
+    Recipe,
+    Seed,
+    Share,
+)
+from atelier.own import AUGMENTATION, LOSS, METRIC, SOURCE, Part, find_part, part_names
 
 # keys of a recipe without effect while that other key is off
 TUNES = {
@@ -25,6 +39,9 @@ TUNES = {
     "ema_rampup": "ema_half_life_kimg",
 }
 OFF = ("none", 0)
+SCHEMES = ("s3", "kaggle")  # of addresses in `ingest.paths`, beside those of the user's own sources
+# keys of a recipe that name what may be the user's own, and what is built in
+NAMED = {"loss": (LOSS, LOSSES), "augment": (AUGMENTATION, AUGMENTATIONS)}
 CLASSIFIER, LITE0, INCEPTION, DINOV2 = EXTRACTORS = ("classifier", "lite0", "inception", "dinov2")
 AUTO = "auto"  # the classifier where the data set has labels, lite0 where it has none
 
@@ -51,7 +68,7 @@ class Ingest(Section):
 class Prepare(Section):
     """How raw files become arrays."""
 
-    contact_sheet_per_class: Annotated[int, Field(ge=1, le=100)] = 12
+    contact_sheet_per_class: Annotated[int, Field(ge=1, le=100)] = 12  # pictures of each class on it
     limit_megapixels: Annotated[float, Field(gt=0, le=89)] = 25  # a larger picture is left out, unread
     left_out_limit: Share = 0.02  # of the pictures; more left out is an error
     sets: dict[str, SetSettings] = {}  # data sets of your own, and changes to published ones
@@ -60,10 +77,10 @@ class Prepare(Section):
 class Reference(Section):
     """How the extractors that belong to a data set are made."""
 
-    classifier_kimg: Positive = 240
+    classifier_kimg: Positive = 240  # training of the classifier whose features distances are measured in
     inception: str = ""  # published weights: a file, a folder with it, s3://BUCKET/KEY; empty: torch's cache, fetched
     dinov2: str = ""  # the same of ViT-L/14
-    seed: Seed = 0
+    seed: Seed = 0  # of that classifier, and of the draws of the floor
 
 
 class Train(Section):
@@ -71,19 +88,20 @@ class Train(Section):
 
     tick_kimg: Positive = 4  # one journal line every so often
     pictures: Annotated[int, Field(ge=1, le=1000)] = 24  # pictures from fixed latents over a training
-    checkpoint_seconds: Positive = 60
-    checkpoints_kept: Count = 2
+    checkpoint_seconds: Positive = 60  # from one checkpoint to the next
+    checkpoints_kept: Count = 2  # the newest so many
     resident_mb: CountOrNone = 2048  # images up to this size lie on the training device, else on disk
     cuda_graph: bool = True  # on a GPU, launch a step as one CUDA graph where it can be captured
+    seeds_at_once: Count = 1  # of a run with several, each with its share of the cores, or a GPU
 
 
 class Evaluate(Section):
     """How a model is judged."""
 
     extractors: list[Annotated[str, AfterValidator(_is_extractor)]] = [AUTO]  # []: models are not judged
-    samples: Annotated[int, Field(ge=100, lt=2**31)] = 10_000
+    samples: Annotated[int, Field(ge=100, lt=2**31)] = 10_000  # images drawn, to be held against as many real ones
     draws: Annotated[int, Field(ge=2, le=1000)] = 3  # independent samples, for a mean and a standard deviation
-    seed: Seed = 0
+    seed: Seed = 0  # of the first draw
     manifold_samples: CountOrNone = 5000  # for precision, recall, density, coverage; 0: without
     memorisation_samples: CountOrNone = 500  # whose nearest training images are searched; 0: without
     memorisation_features: CountOrNone = 0  # the same in features instead of pixels; 0: without
@@ -92,6 +110,7 @@ class Evaluate(Section):
     accuracy_kimg: NotNegative = 20  # training of a classifier on fakes, to be tested on real images; 0: without
     likelihood_images: CountOrNone = 500  # test images that a VAE is judged by; 0: without
     likelihood_samples: Count = 50  # latents per image
+    metrics: list[str] = []  # of your own, beside those that are built in
 
 
 class Register(Section):
@@ -110,8 +129,8 @@ class Register(Section):
 class Promote(Section):
     """The gates of `atelier promote`, by metric of the report."""
 
-    at_most: dict[str, float] = {}
-    at_least: dict[str, float] = {}
+    at_most: dict[str, float] = {}  # metric → the largest value that may be promoted
+    at_least: dict[str, float] = {}  # metric → the smallest value that may be promoted
     better: list[str] = ["fd_classifier"]  # than the present champion
     error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.025  # of `better`, where both are of several seeds
 
@@ -119,7 +138,7 @@ class Promote(Section):
 class Compare(Section):
     """The report over all runs."""
 
-    title: str = "GAN and VAE, side by side"
+    title: str = "GAN and VAE, side by side"  # of the page
 
 
 Event = Literal["end", "failure", "collapse"]
@@ -142,10 +161,10 @@ class Range(Checked):
     Numbers are evenly likely by `linear`, by their logarithm in `log`, and whole in `integers`.
     """
 
-    values: list[Any] | None = None
-    linear: Bounds | None = None
-    log: Bounds | None = None
-    integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    values: list[Any] | None = None  # one of these
+    linear: Bounds | None = None  # between two bounds, evenly
+    log: Bounds | None = None  # between two bounds, evenly in the logarithm
+    integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None  # whole numbers between two bounds
 
     @model_validator(mode="before")
     @classmethod
@@ -173,10 +192,10 @@ class Search(Checked):
 
     run: str  # whose entry is varied
     keys: Annotated[dict[str, Range], Field(min_length=1)]  # of its recipe → what each may be
-    trials: Count = 24
+    trials: Count = 24  # how many settings are tried
     kimg: Positive | None = None  # of each trial; the run's if left out
     parallel: Count = 2  # trials at a time; proposals depend on it
-    seed: Seed = 0
+    seed: Seed = 0  # of what is proposed
 
 
 class RunEntry(Checked):
@@ -199,6 +218,7 @@ class Run:
     code: ModelCode
     recipe: Recipe
     init: str = ""
+    parts: tuple[Part, ...] = ()  # of the user's own, that its recipe names
     parent_sha256: str | None = None  # of the weights that `init` names, once they were looked up
     parent_folder: Path | None = None
 
@@ -234,8 +254,10 @@ class Params(Section):
     compare: Compare = Compare()
     search: dict[str, Search] = {}
     notify: Notify = Notify()
+    cluster: Cluster = Cluster()
 
     _resolved: dict[str, Run] = PrivateAttr(default_factory=dict)
+    _root: Path | None = PrivateAttr(default=None)
 
     def run(self, name: str) -> Run:
         """A run with every value of its recipe, set or default.
@@ -268,6 +290,28 @@ class Params(Section):
             InputError: if it is neither.
         """
         return _describe(name, self.prepare.sets, "params.yaml: prepare.sets")
+
+    def dataset_parts(self, name: str) -> tuple[Part, ...]:
+        """What a data set needs of the user's own: the source that the address of its pictures names.
+
+        Raises:
+            InputError: if its file has a mistake.
+        """
+        scheme, separator, _ = self.ingest.paths.get(name, "").partition("://")
+        part = find_part(SOURCE, scheme, self._root, SCHEMES) if separator else None
+        return () if part is None else (part,)
+
+    def metric_parts(self) -> tuple[Part, ...]:
+        """The metrics of the user's own.
+
+        Raises:
+            InputError: if there is none of a name, or its file has a mistake.
+        """
+        found = {name: find_part(METRIC, name, self._root, ()) for name in self.evaluate.metrics}
+        if missing := [name for name, part in found.items() if part is None]:
+            known = nearest(missing[0], part_names(METRIC, self._root))
+            raise InputError(f"params.yaml: evaluate.metrics: no {METRIC.folder}/{missing[0]}.py{known}")
+        return tuple(part for part in found.values() if part is not None)
 
     def automatic_extractor(self, dataset: str) -> str:
         """What `auto` in `evaluate.extractors` is for a data set."""
@@ -318,11 +362,13 @@ def load_params(file: Path, overrides: Iterable[str] = (), root: Path | None = N
             )
     for dataset in params.ingest.paths:
         _describe(dataset, sets, f"{file.name}: ingest.paths.{dataset}", file.name)
+    params._root = root or file.parent
     for name, entry in params.runs.items():
         run = _resolve(name, entry, sets, root or file.parent, file.name)
         if run.dataset not in params.datasets:
             raise InputError(f"{file.name}: runs.{name}.dataset: '{run.dataset}' is not in datasets; add it there")
         params._resolved[name] = run
+    params.metric_parts()
     for name, search in params.search.items():
         _check_search(name, search, params, root or file.parent, file.name)
     return params
@@ -373,7 +419,7 @@ def _resolve(
     model = code.entry
     changes = {key: value for key, value in entry.items() if key not in RunEntry.model_fields}
     recipe = convert(model.recipe.model_dump() | changes, type(model.recipe), file, "runs", name)
-    run = Run(name, chosen.dataset, info, code, recipe, chosen.init)
+    run = Run(name, chosen.dataset, info, code, recipe, chosen.init, _own_parts(recipe, root, where))
     for key, switch in TUNES.items():
         if key in changes and (off := getattr(recipe, switch, None)) in OFF:
             raise InputError(
@@ -394,3 +440,17 @@ def _resolve(
         what = f"model '{chosen.model}'" if model.labels == "unused" else f"data set '{chosen.dataset}'"
         raise InputError(f"{where}.labels: {what} has no labels; leave it out")
     return run
+
+
+def _own_parts(recipe: Recipe, root: Path, where: str) -> tuple[Part, ...]:
+    """What a recipe names of the user's own; what it names of nobody's is an `InputError`."""
+    found = list[Part]()
+    for key, (kind, built_in) in NAMED.items():
+        value = getattr(recipe, key, [])
+        for name in value if isinstance(value, list) else [value]:
+            if part := find_part(kind, name, root, built_in):
+                found.append(part)
+            elif name not in built_in:
+                known = [*built_in, *part_names(kind, root)]
+                raise InputError(f"{where}.{key}: cannot be '{name}'{nearest(name, known)}")
+    return tuple(dict.fromkeys(found))

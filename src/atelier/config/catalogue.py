@@ -81,23 +81,23 @@ def _like_mnist(*md5s: tuple[str, str]) -> dict[str, IdxFile]:
 class SetSettings(Checked):
     """An entry of `prepare.sets`: a data set of the user's own, or what a published one is prepared with instead."""
 
-    title: str | None = None
-    side: Annotated[int, Field(ge=28, le=256)] | None = None
+    title: str | None = None  # as pages and cards say it
+    side: Annotated[int, Field(ge=28, le=512)] | None = None  # pixels; prepared images are square
     channels: Literal[1, 3] | None = None
-    classes: Annotated[list[str], Field(min_length=2)] | None = None
-    licence: str | None = None
-    source: str | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None  # their names, in the order of their numbers
+    licence: str | None = None  # of the pictures
+    source: str | None = None  # where the pictures come from, in words
     labels: str | None = Field(
         default=None, pattern=r"^(folders|[^/\\]+\.csv)$", description="'folders' or the name of a CSV"
     )
-    file_column: str | None = None
-    label_column: str | None = None
+    file_column: str | None = None  # of a CSV with labels: the column of file names
+    label_column: str | None = None  # of a CSV with labels: the column of labels
     fit: Fit | None = None
     background: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$", description="a colour such as '#ffffff'")
     split: Split | None = None
-    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    train_images: Count | None = None
-    test_images: Count | None = None
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of the pictures, for split `share`
+    train_images: Count | None = None  # of split `first`
+    test_images: Count | None = None  # of split `first`
 
 
 POKEMON_TYPES = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -70,6 +71,17 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: must hold sections such as 'datasets' and 'runs', found {type(raw).__name__}")
     _check_entries(raw, str(file))
     return raw
+
+
+def edited(text: str, edit: Callable[[Any], object]) -> str:
+    """YAML after `edit` has changed what it holds; comments, quotes and the order of keys stay."""
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    content = yaml.load(text)
+    edit(content)
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()
 
 
 def _check_entries(raw: dict[Any, Any], where: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -26,13 +26,14 @@ from pydantic import (
 
 from atelier.config.reading import sentence
 from atelier.errors import AtelierError, InputError
-from atelier.files import read_limited, write_json
+from atelier.files import digest_of, read_limited, write_json
 from atelier.models import MODELS, DataRange, ImageShape
 from atelier.models.recipe import Checked, Count, CountOrNone, GanRecipe, NotNegative, Recipe, Seed, VaeRecipe
 
 LIMIT_BYTES = 64 << 20  # no honest record is larger
 COPY = 0.1  # of the distance of test images to their nearest training images: what is nearer is called a copy
 FLOOR = "floor_"  # before a metric's name: what real training images get in place of fakes
+TRAININGS = "trainings"  # in a model of several seeds, a folder each; the model itself is one of them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="letters, digits, '-' and '_'")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256")]
 Distribution = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the name of a distribution")]
@@ -110,6 +111,13 @@ class Record(Checked):
         write_json(path, self.model_dump(mode="json"))
 
 
+class Shard(Checked):
+    """One of several files of images."""
+
+    images: Count
+    sha256: Sha256
+
+
 class SplitCard(Checked):
     """One split of a prepared data set; mean and standard deviation are of grey values 0 to 255, per channel."""
 
@@ -117,8 +125,32 @@ class SplitCard(Checked):
     by_class: list[CountOrNone] | None = None  # images of each class; None without labels
     mean: list[float]
     deviation: list[float]
-    images_sha256: Sha256
+    images_sha256: Sha256  # of their file; of several, of the digests of these
     labels_sha256: Sha256 | None
+    shards: list[Shard] = Field(default=[], exclude_if=lambda value: not value)  # if they are in several files
+
+    @model_validator(mode="after")
+    def _has_its_shards(self) -> Self:
+        if self.shards and sum(shard.images for shard in self.shards) != self.images:
+            raise ValueError("its shards hold another number of images")
+        if self.shards and images_sha256([shard.sha256 for shard in self.shards]) != self.images_sha256:
+            raise ValueError("its shards have other digests")
+        return self
+
+    def image_files(self, split: str) -> dict[str, Sha256]:
+        """The name of each file of images and its digest, in the order of the images."""
+        digests = [shard.sha256 for shard in self.shards] or [self.images_sha256]
+        return {images_file(split, number): sha256 for number, sha256 in enumerate(digests)}
+
+
+def images_file(split: str, number: int) -> str:
+    """The name of the file with images of a split, counted from 0."""
+    return f"{split}-images-{number:04d}.npy" if number else f"{split}-images.npy"
+
+
+def images_sha256(digests: Sequence[str]) -> str:
+    """What the images of a split are known by: the digest of their file; of several, that of their digests."""
+    return digests[0] if len(digests) == 1 else digest_of("".join(f"{sha256}\n" for sha256 in digests).encode())
 
 
 @dataclass(frozen=True)
@@ -176,6 +208,8 @@ class ModelConfig(Record):
     run: Name
     dataset: Name
     code_sha256: Sha256 | None = None  # of the code that builds its networks, if the model is the user's own
+    # of the losses and the like of the user's own that it was trained with
+    recipe_sha256: Sha256 | None = Field(default=None, exclude_if=lambda value: value is None)
     model: Name
     recipe: SerializeAsAny[Recipe]
     noise: Count  # standard normal numbers per image
@@ -190,6 +224,7 @@ class ModelConfig(Record):
     versions: dict[Distribution, Version]
     device: str
     world_size: Count
+    former_world_sizes: list[Count] = []  # of the ranks that trained it before those, if it was gone on with by others
     precision: Literal["fp32", "bf16"]
     threads: Count | None = None
     weights_sha256: dict[str, Sha256] = {}  # network → digest of its file
@@ -267,15 +302,32 @@ class Conditions(Checked):
     likelihood_samples: Count | None = None
 
 
+class OwnMetric(Checked):
+    """What a report says of a metric of the user's own: who reads it need not have its code."""
+
+    title: str
+    best: Literal["low", "high"] | float  # values; or the value that real images have
+    explanation: str
+    in_features: bool
+    parameters: list[str]  # of `evaluate` that it depends on
+    group: str
+    sha256: Sha256  # of its sources: values of others do not compare
+
+
 class Report(Record):
-    """`metrics.json` of a report: every metric and its floor, and under which conditions they were measured."""
+    """`report.json`: every metric and its floor, and under which conditions they were measured.
+
+    `metrics.json` beside it has the means alone, for tables of many runs.
+    """
 
     what: ClassVar = "a report"
+    file: ClassVar = "report.json"
 
     metrics: dict[str, Estimate]  # in the file each is a key beside those below
     format: Literal[1] = 1
     conditions: Conditions
     weights_sha256: Sha256  # of the sampler
+    own: dict[Name, OwnMetric] = Field(default={}, exclude_if=lambda value: not value)  # by kind
 
     @model_validator(mode="before")
     @classmethod
