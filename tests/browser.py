@@ -66,9 +66,9 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Wait until an expression is true; one that is not within half a minute never will be."""
+        """Wait until an expression is true; one that is not within a minute never will be."""
         became = self.evaluate(
-            "new Promise(resolve => { const end = performance.now() + 30000; const look = () => "
+            "new Promise(resolve => { const end = performance.now() + 60000; const look = () => "
             f"({expression}) ? resolve(true) : performance.now() > end ? resolve(false) : setTimeout(look, 20);"
             "look(); })"
         )
@@ -84,6 +84,36 @@ class Browser:
         self.point(x, y)
         for kind in ("mousePressed", "mouseReleased"):
             self._ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def drag(self, selector: str, *places: tuple[float, float]) -> None:
+        """Press the mouse at the first of some places of an element, which it is 1 by 1 of, and draw it to the last."""
+        left, top, width, height = self.evaluate(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect();"
+            "return [box.x, box.y, box.width, box.height]; })()"
+        )
+        kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1)]
+        for kind, (x, y) in zip([*kinds, "mouseReleased"], [*places, places[-1]], strict=True):
+            where = {"x": left + x * width, "y": top + y * height}
+            held = 0 if kind == "mouseReleased" else 1
+            self._ask("Input.dispatchMouseEvent", type=kind, **where, button="left", buttons=held, clickCount=1)
+
+    def change(self, selector: str, value: str, number: int = 0) -> None:
+        """Give a field, a slider or a list another value."""
+        self.evaluate(
+            f"(() => {{ const one = document.querySelectorAll({json.dumps(selector)})[{number}];"
+            f"one.value = {json.dumps(value)};"
+            "for (const what of ['input', 'change']) one.dispatchEvent(new Event(what)); })()"
+        )
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file in a field for one."""
+        found = self._ask("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")["result"]
+        self._ask("DOM.setFileInputFiles", files=[str(path)], objectId=found["objectId"])
+
+    def save_into(self, folder: Path) -> None:
+        """Where downloads go."""
+        self._ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def point(self, x: float, y: float) -> None:
         """Move the mouse there."""

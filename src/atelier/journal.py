@@ -102,6 +102,13 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     return {name: [(line["kimg"], line[name]) for line in lines] for name in names}
 
 
+def duration(seconds: float) -> str:
+    """In hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _read_line(line: bytes, place: str, before: dict[str, float] | None) -> dict[str, float]:
     try:
         pairs = json.loads(line, object_pairs_hook=list)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from atelier.config.records import ModelConfig
+from atelier.config.records import TRAININGS, ModelConfig
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.models import build_sampling_network
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Always this many at once: image i of a seed is the same whatever n, since neither the noise nor the
 # arithmetic of a row depends on how many were asked for.
 CHUNK = 100
-TRAININGS = "trainings"  # in a model of several seeds, a folder each; the model itself is one of them
 MAX_TRUNCATION = 5.0  # beyond it lies one noise value in two million
 
 

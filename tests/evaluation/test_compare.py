@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -37,7 +38,7 @@ def compared(trained: Path) -> Path:
 
 
 def test_the_page_is_the_same_wherever_models_are_equal(compared: Path) -> None:
-    before = {name: compared.with_name(name).read_bytes() for name in ("index.html", "summary.json")}
+    before = {name: compared.with_name(name).read_bytes() for name in ("index.html", "summary.json", "curves.csv")}
     said = list[str]()
     shutil.rmtree(compared.parents[1] / "runs")
     compare(load_params(compared.parents[1] / "params.yaml"), compared.parents[1], said.append)
@@ -64,7 +65,7 @@ def told(page: Path) -> dict[str, Any]:
 def test_the_page_holds_every_metric_of_every_run(compared: Path) -> None:
     page = told(compared)
     for run in page["runs"]:
-        report = Report.read(compared.parent / run["name"] / "metrics.json", "atelier evaluate")
+        report = Report.read(compared.parent / run["name"] / "report.json", "atelier evaluate")
         assert {name: value["text"] for name, value in run["values"].items()} == {
             name: with_deviation(value) for name, value in report.measured.items()
         }
@@ -77,6 +78,17 @@ def test_the_page_holds_every_metric_of_every_run(compared: Path) -> None:
         "better": "1",
         "explanation": METRICS["density"].explanation,
     }
+
+
+def test_curves_of_all_runs_are_one_table(compared: Path) -> None:
+    page = {run["name"]: run["curves"] for run in told(compared)["runs"]}
+    found = dict[tuple[str, str], list[tuple[float, float]]]()
+    for line in csv.DictReader(compared.with_name("curves.csv").open()):
+        found.setdefault((line["chart"], line["run"]), []).append((float(line["kimg"]), float(line["value"])))
+    assert found.keys() == {(f"mnist: {name}", run) for run in RUNS for name in page[run]}
+    for (chart, run), points in found.items():
+        assert points == [tuple(point) for point in page[run][chart.removeprefix("mnist: ")]]
+    assert len({chart for chart, _ in found}) < len(found)  # some have a line for each run
 
 
 def test_the_page_asks_nothing_of_the_network(compared: Path) -> None:
@@ -96,13 +108,13 @@ def hostile_version(root: Path) -> None:
 
 
 def hostile_extractor(root: Path) -> None:
-    path = root / "reports/mnist-cgan/metrics.json"
+    path = root / "reports/mnist-cgan/report.json"
     report = read_json(path)
     write_json(path, report | {"conditions": report["conditions"] | {"extractors": {"<img src=x>": "0" * 64}}})
 
 
 def hostile_metric(root: Path) -> None:
-    path = root / "reports/mnist-cvae/metrics.json"
+    path = root / "reports/mnist-cvae/report.json"
     report = read_json(path)
     write_json(path, {"</td><script>alert(3)</script>": report["fd_classifier"]} | report)
 
@@ -126,7 +138,7 @@ def test_names_that_cannot_be_ours_are_refused_in_one_line(compared: Path, chang
     root = compared.parents[1]
     before = compared.read_bytes()
     change(root)
-    with pytest.raises(AtelierError, match=r"metrics\.json: not a report|journal\.jsonl: damaged") as raised:
+    with pytest.raises(AtelierError, match=r"report\.json: not a report|journal\.jsonl: damaged") as raised:
         compare(load_params(root / "params.yaml"), root, lambda line: None)
     assert "\n" not in str(raised.value)
     assert compared.read_bytes() == before
@@ -144,7 +156,7 @@ def test_a_damaged_curve_is_one_line(compared: Path) -> None:
 
 def test_few_real_images_are_told_on_the_page_and_in_the_terminal(compared: Path) -> None:
     for run in RUNS:
-        path = compared.parent / run / "metrics.json"
+        path = compared.parent / run / "report.json"
         report = read_json(path)
         write_json(path, report | {"conditions": report["conditions"] | {"real": 31}})
     said = list[str]()

@@ -37,7 +37,7 @@ VAE = {"elbo", "nll", "reconstruction_mse"}
 
 
 def read_report(root: Path, run: str) -> Report:
-    return Report.read(root / "reports" / run / "metrics.json", "atelier evaluate")
+    return Report.read(root / "reports" / run / "report.json", "atelier evaluate")
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -56,6 +56,12 @@ def test_every_metric_has_its_draws_its_floor_and_its_conditions(judged_workspac
             "nearest_train_ratio",
         }
         assert all(len(estimate.draws) == 2 for estimate in found.values())
+        means = read_json(judged_workspace / f"reports/{run}/metrics.json")
+        assert means == {name: value.mean for name, value in report.measured.items()}
+        taken = (judged_workspace / f"reports/{run}/recognised/classes.csv").read_text().splitlines()
+        rows = [line.split(",") for line in taken[1:]]
+        assert [(asked, seen) for asked, seen, _ in rows[:10]] == [(str(one), str(one)) for one in range(10)]
+        assert sum(int(images) for *_, images in rows) == report.conditions.fakes
         assert report.conditions.fakes == 300
         assert report.conditions.classes == "as real"
         assert report.conditions.dimensions == {"classifier": 128}
@@ -276,7 +282,7 @@ def test_a_second_evaluation_is_the_same_bytes_at_one_rank_and_at_two(trained: P
     report = trained / "reports/mnist-cvae"
     before = folder_digest(report)
     for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]):
-        (report / "metrics.json").unlink()
+        (report / "report.json").unlink()
         command = [sys.executable, *launcher, "-m", "atelier", "evaluate", "mnist-cvae", "--root", str(trained)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,8 @@ from atelier.evaluation.likelihood import TrainedVae, likelihood_metrics
 from atelier.models import MODELS, ImageShape, build_likelihood, build_networks
 from atelier.models.likelihood import Gaussian
 from atelier.ranks import Ranks
+from atelier.sampler import Sampler
+from untrained import write_untrained
 
 VARIANCE = 0.5
 LATENT = 16
@@ -73,6 +76,25 @@ def test_with_a_wide_posterior_the_bound_is_loose_and_importance_weights_make_up
     found = metrics(1.0, images, samples=400)
     assert found["elbo"] < evidence(images) - 0.2
     assert found["nll"] == pytest.approx(-evidence(images), abs=0.02)
+
+
+def test_the_bound_and_reconstructions_are_the_same_however_sharply_is_drawn(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
+    found, drawn = [], []
+    for sharpness in (1.0, 3.0):
+        settings = {"width": 4, "latent": LATENT, "sharpness": sharpness}
+        folder = write_untrained(tmp_path / "models" / f"of-{sharpness:g}", "cvae", ImageShape(8, 8, 1, 0), **settings)
+        sampler = Sampler.load(folder, tmp_path)
+        vae = TrainedVae.load(sampler, folder, tmp_path)
+        assert vae is not None
+        found.append(likelihood_metrics(vae, images, None, 3, 0, Ranks()))
+        found[-1]["decoded"] = float(vae.decode(vae.encode(images, None), None).astype(int).sum())
+        drawn.append(sampler.draw(5, seed=0) / 255)
+    assert found[0] == found[1]
+    logits = [np.log(images.clip(0.01, 0.99)) - np.log(1 - images.clip(0.01, 0.99)) for images in drawn]
+    inside = (drawn[1] > 0.02) & (drawn[1] < 0.98)
+    assert inside.any()
+    np.testing.assert_allclose(logits[1][inside], 3 * logits[0][inside], atol=0.2)
 
 
 class OneOf(Ranks):

@@ -1,6 +1,6 @@
-"""The stage `compare`: all runs side by side in `reports/index.html` and `reports/summary.json`.
+"""The stage `compare`: all runs side by side in `reports/index.html`, `reports/summary.json` and `reports/curves.csv`.
 
-Both are the same wherever equal models are compared. What differs, times, commits and versions, goes to
+They are the same wherever equal models are compared. What differs, times, commits and versions, goes to
 `reports/local.js`: the page shows it where that file lies beside it, and is complete without.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from atelier.config import Params, Run
-from atelier.config.records import Estimate, Gallery, ModelConfig, Registration, Report, VersionRecord
+from atelier.config.records import Estimate, Gallery, ModelConfig, OwnMetric, Registration, Report, VersionRecord
 from atelier.errors import AtelierError
 from atelier.evaluation.metrics import GROUPS, cautions, find_metric, metric_name
 from atelier.evaluation.narrative import SURE, incomparable, leading_metric, narrative, standard_error, with_deviation
@@ -32,6 +33,8 @@ from atelier.pictures import SHEETS as OF_TRAINING
 T = TypeVar("T")
 CSV_BYTES, PICTURE_BYTES = 16 << 20, 128 << 20  # no honest file of a report is larger
 CURVE_POINTS = 400  # of a longer curve, evenly chosen ones are drawn
+PAGE, LOCAL, LOCAL_IS = "index.html", "local.js", "const LOCAL = "
+CURVES = "curves.csv"  # what DVC plots: a chart for each figure of a data set, a line for each run
 STEPS = 16  # pictures of training that the page shows, at most
 PICTURES = {
     "pictures/interpolation.png": "Between two latents, from left to right.",
@@ -91,7 +94,7 @@ class Compared:
     @property
     def place(self) -> str:
         """Its name in `local.js`."""
-        return f"{self.name} {self.report.weights_sha256[:16]}"
+        return _place(self.name, self.report.weights_sha256)
 
     @property
     def copies(self) -> list[int]:
@@ -118,18 +121,20 @@ def compare(params: Params, root: Path, say: Callable[[str], None]) -> Path:
     }
     names = dict.fromkeys(run.run.dataset for run in runs)
     datasets = [_of_dataset([run for run in runs if run.run.dataset == name]) for name in names]
+    own = {kind: one for run in runs for kind, one in run.report.own.items()}
     measured = dict.fromkeys(metric for run in runs for metric in run.report.measured)
     page = Page(
         title=params.compare.title,
         sure=SURE,
         groups=GROUPS,
-        metrics={metric: _in_words(metric) for metric in measured},
+        metrics={metric: _in_words(metric, own) for metric in measured},
         datasets=datasets,
         runs=[_of_run(run, root) for run in runs],
     )
     write_json(root / "reports" / "summary.json", summary)
-    write_atomic(root / "reports" / "local.js", f"const LOCAL = {to_json(_local(runs)).rstrip()};\n")
-    target = root / "reports" / "index.html"
+    write_atomic(root / "reports" / CURVES, _curves(page.runs))
+    _write_local(root, _local(runs, root))
+    target = root / "reports" / PAGE
     write_atomic(target, render(page))
     for line in results_table(runs):
         say(line)
@@ -168,7 +173,7 @@ def _collect(run: Run, root: Path) -> Compared:
     # what was trained, not what params.yaml says by now
     config = ModelConfig.read(root / "models" / run.name / "config.json", f"atelier train {run.name}")
     folder, judge = root / "reports" / run.name, f"atelier evaluate {run.name}"
-    report = Report.read(folder / "metrics.json", judge)
+    report = Report.read(folder / Report.file, judge)
     registration = Registration.read(root / "registry" / f"{run.name}.json", f"atelier register {run.name}")
     record = record_folder(root, run.name, report.weights_sha256)
     return Compared(
@@ -187,11 +192,48 @@ def _version(path: Path, registration: Registration) -> VersionRecord | None:
     return found if found is not None and dict(registration).items() <= dict(found).items() else None
 
 
-def _local(runs: list[Compared]) -> dict[str, dict[str, Any]]:
-    """What of each run is so here alone, by its place: version, commit, when it ended, seconds at kimg."""
+def playground_of(root: Path, run: str, weights_sha256: str) -> Path:
+    """The folder in the reports for a page that draws from a model; its name is none of a run's."""
+    return root / "reports" / f"{run}-{weights_sha256[:16]}.playground"
+
+
+def link_playground(root: Path, run: str, weights_sha256: str) -> None:
+    """Have a report that is there already lead to the playground of a run.
+
+    Raises:
+        AtelierError: if its `local.js` is damaged.
+    """
+    path, place = root / "reports" / LOCAL, _place(run, weights_sha256)
+    if not path.is_file():
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8").removeprefix(LOCAL_IS).removesuffix(";\n"))
+        if place not in known:
+            return
+        known[place] |= _playground(root, run, weights_sha256)
+    except (ValueError, TypeError):
+        raise AtelierError(f"{path}: damaged; run 'atelier compare' again") from None
+    _write_local(root, known)
+
+
+def _playground(root: Path, run: str, weights_sha256: str) -> dict[str, str]:
+    page = playground_of(root, run, weights_sha256) / PAGE
+    return {"playground": page.relative_to(root / "reports").as_posix()} if page.is_file() else {}
+
+
+def _place(run: str, weights_sha256: str) -> str:
+    return f"{run} {weights_sha256[:16]}"
+
+
+def _write_local(root: Path, known: dict[str, dict[str, Any]]) -> None:
+    write_atomic(root / "reports" / LOCAL, f"{LOCAL_IS}{to_json(known).rstrip()};\n")
+
+
+def _local(runs: list[Compared], root: Path) -> dict[str, dict[str, Any]]:
+    """What of each run is so here alone, by its place: version, commit, when it ended, seconds at kimg, playground."""
     found = dict[str, dict[str, Any]]()
     for run in runs:
-        known = found[run.place] = {}
+        known = found[run.place] = dict[str, Any](_playground(root, run.name, run.report.weights_sha256))
         if run.version:
             known |= {"version": run.version.uri, "commit": run.version.commit, "clean": run.version.clean}
         if run.timing:
@@ -245,7 +287,6 @@ def _of_run(run: Compared, root: Path) -> RunPage:
     metric = metric_name("kid", run.report.extractor)
     over_training = _read(folder / "curves" / f"{metric}.csv", run.name, _curve)
     curves = {metric: over_training, **read_curves(model / "journal.jsonl")}
-    classes = len(config.class_names)
     by_class, recognised = folder / "by_class" / "class_fd.csv", folder / "recognised" / "classes.csv"
     extractors = {f"{name} sha256": sha256 for name, sha256 in run.report.conditions.extractors.items()}
     return RunPage(
@@ -269,8 +310,8 @@ def _of_run(run: Compared, root: Path) -> RunPage:
         values={name: _value(value) for name, value in run.report.measured.items()},
         curves={name: [(_short(x), _short(y)) for x, y in _thinned(curve)] for name, curve in curves.items()},
         by_class=_read(by_class, run.name, _distances) if by_class.is_file() else [],
-        confusion=_read(recognised, run.name, lambda rows: _confusion(rows, classes))
-        if classes and recognised.is_file()
+        confusion=_read(recognised, run.name, lambda rows: _confusion(rows, config.class_names))
+        if recognised.is_file()
         else [],
         gallery=run.gallery,
         copies=run.copies,
@@ -282,8 +323,21 @@ def _of_run(run: Compared, root: Path) -> RunPage:
     )
 
 
-def _in_words(name: str) -> MetricText:
-    found = find_metric(name)
+def _curves(runs: list[RunPage]) -> str:
+    """The curves of all runs as a table; those of one chart are together."""
+    charts = dict.fromkeys((run.dataset, name) for run in runs for name in run.curves)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["chart", "run", "kimg", "value"])
+    for dataset, name in charts:
+        for run in runs:
+            if run.dataset == dataset:
+                writer.writerows((f"{dataset}: {name}", run.name, *point) for point in run.curves.get(name, []))
+    return text.getvalue()
+
+
+def _in_words(name: str, own: Mapping[str, OwnMetric]) -> MetricText:
+    found = find_metric(name, own)
     if found is None:
         return MetricText(name, None, "own", "", "")
     metric, extractor = found
@@ -338,13 +392,12 @@ def _distances(rows: list[list[str]]) -> list[tuple[str, float]]:
     return [(name, float(value)) for name, value in rows]
 
 
-def _confusion(rows: list[list[str]], classes: int) -> list[list[int]]:
+def _confusion(rows: list[list[str]], class_names: list[str]) -> list[list[int]]:
     """How often each class was recognised (columns) where one was asked for (rows)."""
-    counts = np.zeros((classes, classes), np.int64)
-    for asked, recognised in rows:
-        counts[int(asked), int(recognised)] += 1
-    found: list[list[int]] = counts.tolist()
-    return found
+    counts = [[0] * len(class_names) for _ in class_names]
+    for asked, recognised, images in rows:
+        counts[class_names.index(asked)][class_names.index(recognised)] = int(images)
+    return counts
 
 
 def _data_uri(path: Path, run: str) -> str:

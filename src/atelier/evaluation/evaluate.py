@@ -5,14 +5,14 @@ Started by `torchrun`, the ranks share drawing, extracting and likelihoods; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from atelier.config import Evaluate, Params
-from atelier.config.records import FLOOR, Conditions, Estimate, Report
+from atelier.config.records import FLOOR, Conditions, Estimate, OwnMetric, Report
 from atelier.data.arrays import PreparedSplit, open_split
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.evaluator import (
@@ -26,12 +26,13 @@ from atelier.evaluation.evaluator import (
 )
 from atelier.evaluation.gallery import write_gallery
 from atelier.evaluation.likelihood import TrainedVae, likelihood_metrics
-from atelier.evaluation.metrics import cautions, metric_name
+from atelier.evaluation.metrics import Metric, cautions, metric_name
 from atelier.evaluation.neighbours import nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
 from atelier.evaluation.report_files import ByClass, write_curves, write_pictures
-from atelier.files import atomic_directory, hold
+from atelier.files import atomic_directory, hold, write_json
 from atelier.mark import Mark
+from atelier.own import Part
 from atelier.pictures import SHEET_ROWS, SHEETS, Images, Labels, load_sheets, sides
 from atelier.progress import watch
 from atelier.ranks import Ranks, join_ranks
@@ -42,7 +43,7 @@ NEIGHBOURS = 5  # training images shown beside a fake
 
 
 def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], None]) -> Path | None:
-    """Judge a trained run and write its report; `atelier.config.records.Report` is its `metrics.json`.
+    """Judge a trained run and write its report; `atelier.config.records.Report` is its `report.json`.
 
     Returns:
         The folder of the report; None on ranks that are not the first.
@@ -58,6 +59,7 @@ def evaluate(run_name: str, params: Params, root: Path, say: Callable[[str], Non
 
 def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
     run, settings = params.run(run_name), params.evaluate
+    own, described = _own_metrics(params.metric_parts())
     model_folder = root / "models" / run_name
     sampler = Sampler.load(model_folder, root)
     train, test = open_split(root, run.dataset, "train"), shuffled_test(root, run.dataset)
@@ -90,7 +92,7 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
         is_model = one.config.sampler_sha256 == config.sampler_sha256
         one_vae = vae if is_model else TrainedVae.load(one, folder, root)
         for number in range(settings.draws):
-            sample = _draw(one, one_vae, asked, reference, train, test, settings, number, ranks)
+            sample = _draw(one, one_vae, asked, reference, train, test, settings, own, number, ranks)
             if sample is None:
                 continue
             metrics.append(sample.metrics())
@@ -109,10 +111,12 @@ def _evaluate(run_name: str, params: Params, root: Path, ranks: Ranks, say: Call
         metrics=over_trainings(estimates) | {FLOOR + name: value for name, value in reference.record.floor.items()},
         conditions=_conditions(reference, settings),
         weights_sha256=sampler.config.sampler_sha256,
+        own=described,
     )
     target = root / "reports" / run_name
     with atomic_directory(target) as folder:
-        report.write(folder / "metrics.json")
+        report.write(folder / Report.file)
+        write_json(folder / "metrics.json", {name: value.mean for name, value in report.measured.items()})
         write_curves(folder, model_folder / "journal.jsonl", sheets, reference.reals[0])
         classes.write(folder)
         neighbours = (first.images, train.images, first.nearest) if first.nearest is not None else None
@@ -138,6 +142,7 @@ def _draw(
     train: PreparedSplit,
     test: PreparedSplit,
     settings: Evaluate,
+    own: Iterable[Metric],
     number: int,
     ranks: Ranks,
 ) -> Sample | None:
@@ -167,12 +172,23 @@ def _draw(
         drawn=True,
         sampler=sampler,
         likelihood=likelihood,
+        own=own,
     )
     if settings.memorisation_samples:
         wanted = sample.images[: settings.memorisation_samples]
         sample.nearest = nearest_training_images(wanted, train.images, NEIGHBOURS)
         sample.nearest_of_test = reference.record.nearest_train
     return sample
+
+
+def _own_metrics(parts: tuple[Part, ...]) -> tuple[list[Metric], dict[str, OwnMetric]]:
+    """The user's own, and what the report says of them."""
+    if not parts:
+        return [], {}
+    from atelier.evaluation.own import described, own_metrics
+
+    rows = own_metrics(parts)
+    return list(rows.values()), described(parts, rows)
 
 
 def _conditions(reference: Reference, settings: Evaluate) -> Conditions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from atelier.data.arrays import PreparedSplit
 from atelier.errors import AtelierError
 from atelier.evaluation.distances import DistanceTo, FrechetAccumulator, KernelAccumulator, KernelTo, MomentsAccumulator
 from atelier.evaluation.extractors import Extractor
-from atelier.evaluation.metrics import METRICS, Need
+from atelier.evaluation.metrics import METRICS, Metric, Need
 from atelier.evaluation.neighbours import Nearest, manifold_metrics, nearest_features, nearest_others
 from atelier.pictures import Images, Labels
 from atelier.ranks import Ranks
@@ -154,6 +154,7 @@ class Sample:
         nearest: the training images nearest to the first of them, if they are looked for.
         nearest_of_test: the median distance of a test image to its nearest training image, if known.
         likelihood: how well a VAE explains test images, if one drew them.
+        own: metrics of the user's own, that it is judged by too.
     """
 
     features: list[Features]
@@ -167,6 +168,7 @@ class Sample:
     nearest: Nearest | None = None
     nearest_of_test: float | None = None
     likelihood: dict[str, float] = field(default_factory=dict)
+    own: Iterable[Metric] = ()
 
     @cached_property
     def nearest_others(self) -> tuple[npt.NDArray[np.float64], float]:
@@ -186,7 +188,7 @@ class Sample:
                     "model": self.drawn,
                     "vae": bool(self.likelihood),
                 }
-                for metric in METRICS.values():
+                for metric in (*METRICS.values(), *self.own):
                     name = metric.name(features.real.extractor.name)
                     if (
                         metric.in_features == in_features

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier import config
 from atelier.config.records import DataCard
-from atelier.data.arrays import PreparedSplit
+from atelier.data.arrays import ManyImages, PreparedSplit, held
 from atelier.errors import AtelierError
 from atelier.evaluation.dinov2 import VisionTransformer
 from atelier.evaluation.weights import PUBLISHED, verify
@@ -222,10 +224,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def batches(images: Images, size: int = BATCH) -> Iterator[Images]:
-    """Consecutive pieces of at most `size` images, copied out of their memory map."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size].copy()
+def batches(images: ManyImages, size: int = BATCH, places: npt.NDArray[np.int64] | None = None) -> Iterator[Images]:
+    """Consecutive pieces of at most `size` images, or of those at these places, in memory of their own."""
+    for start in range(0, len(images) if places is None else len(places), size):
+        wanted = slice(start, start + size)
+        yield images[wanted].copy() if places is None else images[places[wanted]]
 
 
 def train_classifier(split: PreparedSplit, classes: int, kimg: float, seed: int) -> ClassifierNetwork:
@@ -234,14 +237,14 @@ def train_classifier(split: PreparedSplit, classes: int, kimg: float, seed: int)
     torch.manual_seed(seed)
     count, _, side, channels = split.images.shape
     network = ClassifierNetwork(channels, side, classes).to(memory_format=torch.channels_last).train()
-    images, labels = torch.from_numpy(split.images.copy()), torch.from_numpy(split.labels)
+    images, labels = held(split.images), torch.from_numpy(split.labels)
     batch = min(250, count)
     steps = max(int(kimg * 1000 / batch), 1)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps + 1)
     for index in _shuffled(count, batch, steps, seed):
         down, right = torch.randint(-2, 3, (2,)).tolist()
-        shifted = torch.roll(as_input(images[index]), (down, right), (2, 3))
+        shifted = torch.roll(as_input(torch.from_numpy(images[index.numpy()])), (down, right), (2, 3))
         _, logits = network(shifted)
         loss = F.cross_entropy(logits, labels[index], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)

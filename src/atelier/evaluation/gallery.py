@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from atelier.config.records import Drawn, Gallery, Place, Shown
-from atelier.data.arrays import PreparedSplit
+from atelier.data.arrays import ManyImages, PreparedSplit
 from atelier.evaluation.evaluator import Sample
 from atelier.mark import Mark
-from atelier.pictures import LARGEST_TILE, Images, webp_bytes
+from atelier.pictures import LARGEST_TILE, webp_bytes
 
 COLUMNS = 20
 MOST, LEAST = 300, 40  # images of a sheet
@@ -26,7 +26,7 @@ NEIGHBOURS = 3
 Places = npt.NDArray[np.float64]
 
 
-def write_gallery(folder: Path, sample: Sample, test: PreparedSplit, train: Images, mark: Mark) -> None:
+def write_gallery(folder: Path, sample: Sample, test: PreparedSplit, train: ManyImages, mark: Mark) -> None:
     """Write `gallery/`: the first samples of a draw and those closest to a training image, and test images.
 
     Args:
@@ -72,7 +72,7 @@ def write_gallery(folder: Path, sample: Sample, test: PreparedSplit, train: Imag
         (gallery / Gallery.sheets["nearest"]).write_bytes(webp_bytes(train[near], COLUMNS))
 
 
-def _most(images: Images) -> int:
+def _most(images: ManyImages) -> int:
     """How many images of this size a sheet holds."""
     height, width = images.shape[1:3]
     most: int = SHEET_PIXELS // (min(height, LARGEST_TILE) * min(width, LARGEST_TILE))

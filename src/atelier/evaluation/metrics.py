@@ -10,12 +10,12 @@ what a perfect model would get.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from atelier.config import CLASSIFIER, EXTRACTORS, INCEPTION
-from atelier.config.records import COPY, FLOOR, Conditions, Report
+from atelier.config.records import COPY, FLOOR, Conditions, OwnMetric, Report
 
 if TYPE_CHECKING:
     from atelier.evaluation.evaluator import Features, Sample
@@ -153,8 +153,8 @@ _ROWS = (
         "fd",
         "Fréchet distance",
         LOW,
-        "between normal distributions of the features' means and covariances (Heusel et al., 2017), in float64; falls "
-        "with the number of fakes: one number per table",
+        "how far samples and real images are apart as a whole, between normal distributions fitted to the features of "
+        "each (Heusel et al., 2017); falls with the number of samples, so that equal numbers compare",
         lambda sample, features: features.distances[0],
         in_features=True,
         inception="fid",
@@ -164,7 +164,7 @@ _ROWS = (
         "fd_infinity",
         "Fréchet distance, extrapolated",
         LOW,
-        "the same with infinitely many fakes, by a line in 1/N (Chong and Forsyth, 2020)",
+        "the same as if infinitely many samples were drawn, by a line in 1/N (Chong and Forsyth, 2020)",
         lambda sample, features: features.distances[1],
         in_features=True,
         inception="fid_infinity",
@@ -174,29 +174,37 @@ _ROWS = (
         "kid",
         "kernel distance",
         LOW,
-        "unbiased, mean over blocks of 1,000 (Bińkowski et al., 2018); leads where reals are few",
+        "how far samples and real images are apart, without a bias from few images (Bińkowski et al., 2018), mean over "
+        "blocks of 1,000: the one to go by where real images are few",
         lambda sample, features: features.kernel_distance,
         in_features=True,
         inception="kid",
         group="distance",
     ),
     _of_manifold(
-        "precision", HIGH, "share of fakes among reals, in balls to the 5th neighbour (Kynkäänniemi et al., 2019)"
+        "precision",
+        HIGH,
+        "share of samples that are as near to a real image as its 5th neighbour (Kynkäänniemi et al., 2019)",
     ),
     _of_manifold(
-        "recall", HIGH, "share of reals among fakes, in balls to the 5th neighbour (Kynkäänniemi et al., 2019)"
+        "recall",
+        HIGH,
+        "share of real images that are as near to a sample as its 5th neighbour (Kynkäänniemi et al., 2019)",
     ),
     _of_manifold(
         "density",
         1,
-        "how many reals' balls a fake lies in, over 5 (Naeem et al., 2020); above 1 fakes crowd where reals are dense",
+        "to how many real images a sample is as near as their 5th neighbours, over 5 (Naeem et al., 2020); above 1 "
+        "samples crowd where real images are dense",
     ),
-    _of_manifold("coverage", HIGH, "share of reals' balls that hold a fake (Naeem et al., 2020)"),
+    _of_manifold(
+        "coverage", HIGH, "share of real images with a sample as near as their 5th neighbour (Naeem et al., 2020)"
+    ),
     Metric(
         "class_fd",
         "Fréchet distance by class",
         LOW,
-        "mean over classes of the Fréchet distance of each; the classes are in `by_class/`",
+        "of each class alone, the mean over classes; these are in `by_class/`",
         lambda sample, features: features.mean_class_distance,
         in_features=True,
         needs=("labels", "classifier"),
@@ -215,8 +223,8 @@ _ROWS = (
         "accuracy_score",
         "classification accuracy score",
         HIGH,
-        "accuracy on real test images of a classifier trained on fakes alone (Ravuri and Vinyals, 2019); `floor_`: "
-        "trained on as many real ones",
+        "accuracy on real test images of a classifier trained on samples alone (Ravuri and Vinyals, 2019), beside that "
+        "of one trained on as many real images",
         accuracy_score,
         needs=("labels",),
         parameters=("accuracy_kimg",),
@@ -306,10 +314,15 @@ def metric_name(kind: str, extractor: str) -> str:
     return METRICS[kind].name(extractor)
 
 
-def find_metric(name: str) -> tuple[Metric, str | None] | None:
-    """The row of a metric, and the extractor that it is measured with; None if the table has no such metric."""
+def find_metric(name: str, own: Mapping[str, OwnMetric] | None = None) -> tuple[Metric, str | None] | None:
+    """The row of a metric, and the extractor that it is measured with; None if there is none.
+
+    Args:
+        name: of the metric.
+        own: what a report says of those that are not in the table.
+    """
     name = name.removeprefix(FLOOR)
-    for metric in METRICS.values():
+    for metric in (*METRICS.values(), *(_described(kind, one) for kind, one in (own or {}).items())):
         for extractor in EXTRACTORS:
             if metric.name(extractor) == name:
                 if metric.in_features:
@@ -318,13 +331,24 @@ def find_metric(name: str) -> tuple[Metric, str | None] | None:
     return None
 
 
-def cost(name: str, value: float) -> float:
-    """`Metric.cost` of a metric by its name.
+def _described(kind: str, one: OwnMetric) -> Metric:
+    """A row that cannot be measured."""
+    best = {"low": LOW, "high": HIGH}[one.best] if isinstance(one.best, str) else one.best
+    return Metric(
+        *(kind, one.title, best, one.explanation, lambda sample, features: None),
+        in_features=one.in_features,
+        parameters=tuple(one.parameters),
+        group=one.group,
+    )
+
+
+def cost(name: str, value: float, own: Mapping[str, OwnMetric] | None = None) -> float:
+    """`Metric.cost` of a metric by its name, which `own` may have.
 
     Raises:
-        KeyError: if the table has no such metric.
+        KeyError: if there is no such metric.
     """
-    found = find_metric(name)
+    found = find_metric(name, own)
     if found is None:
         raise KeyError(name)
     return found[0].cost(value)
@@ -355,10 +379,12 @@ def why_not_comparable(a: Report, b: Report, name: str) -> str | None:
     for which, report in (("first", a), ("second", b)):
         if name not in report.metrics:
             return f"the {which} report has no '{name}'; it has {', '.join(report.metrics) or 'none'}"
-    found = find_metric(name)
+    found = find_metric(name, a.own)
     if found is None:
         return f"this atelier has no metric '{name}'"
     metric, extractor = found
+    if a.own.get(metric.kind) != b.own.get(metric.kind):
+        return f"another '{metric.kind}', by what its file says"
     ours, theirs = a.conditions.model_dump(), b.conditions.model_dump()
     for key, what in (_CONDITIONS | {key: f"another {key}" for key in metric.parameters}).items():
         if ours[key] != theirs[key]:

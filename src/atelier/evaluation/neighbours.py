@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from atelier.data.arrays import ManyImages
 from atelier.evaluation.extractors import default_device
 from atelier.pictures import Images
 
@@ -86,8 +87,8 @@ class Nearest:
     indices: npt.NDArray[np.int64]
 
 
-def nearest_training_images(images: Images, train: Images, count: int) -> Nearest:
-    """The `count` training images uint8 (m, h, w, c), memory-mapped or not, nearest to each image (n, h, w, c).
+def nearest_training_images(images: Images, train: ManyImages, count: int) -> Nearest:
+    """The `count` training images uint8 (m, h, w, c), in memory or not, nearest to each image (n, h, w, c).
 
     Distances are between pixels, in [0, 1], so that a copy is at 0 whatever an extractor makes of it.
     """

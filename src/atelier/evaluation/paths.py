@@ -8,8 +8,8 @@ from torch import Tensor
 
 from atelier.evaluation.extractors import Extractor
 from atelier.models.recipe import VaeRecipe
-from atelier.pictures import Labels
-from atelier.sampler import CHUNK, Sampler, grey_values
+from atelier.pictures import Images, Labels
+from atelier.sampler import CHUNK, Sampler, draw_noise, grey_values
 
 STEP = 1e-4  # of a way whose length is 1
 DISCARDED = 0.01  # share of the shortest distances, and of the longest
@@ -27,6 +27,13 @@ def between(sampler: Sampler, start: Tensor, end: Tensor, t: Tensor) -> Tensor:
         return way
     angle = torch.acos(F.cosine_similarity(start, end, dim=1).clamp(-0.999, 0.999))[:, None]
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+
+
+def ways(sampler: Sampler, seed: int, count: int, steps: int, labels: Tensor | None) -> Images:
+    """Images (count × steps, h, w, c) along ways from one latent of a seed to another, each of a class (count,)."""
+    start, end = draw_noise(2 * count, sampler.noise, seed).chunk(2)
+    noise = torch.stack([between(sampler, start, end, t) for t in torch.linspace(0, 1, steps)], dim=1)
+    return sampler.render(noise.flatten(0, 1), None if labels is None else labels.repeat_interleave(steps))
 
 
 @torch.no_grad()

@@ -13,16 +13,15 @@ from torch import Tensor
 
 from atelier.config import AUTO, CLASSIFIER, Params
 from atelier.config.records import DataCard, Estimate, ExtractorRecord, ReferenceRecord
-from atelier.data.arrays import PreparedSplit, open_split, read_card
+from atelier.data.arrays import ManyImages, PreparedSplit, open_split, read_card
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.distances import DistanceTo, Moments, MomentsAccumulator
 from atelier.evaluation.evaluator import Features, Real, Sample, over_draws
 from atelier.evaluation.extractors import BATCH, Classifier, Extractor, batches, load_published, train_classifier
-from atelier.evaluation.metrics import metric_name
+from atelier.evaluation.metrics import Metric, metric_name
 from atelier.evaluation.neighbours import nearest_features, nearest_training_images
 from atelier.evaluation.weights import find_weights
 from atelier.files import atomic_directory, digest
-from atelier.pictures import Images
 from atelier.progress import watch
 from atelier.tensors import load_tensors, save_tensors
 
@@ -161,7 +160,12 @@ def _make_classifier(
 
 
 def _measure(
-    extractor: Extractor, test: PreparedSplit, train: Images, card: DataCard, folder: Path, memorisation_features: int
+    extractor: Extractor,
+    test: PreparedSplit,
+    train: ManyImages,
+    card: DataCard,
+    folder: Path,
+    memorisation_features: int,
 ) -> Real:
     """Features of the test images and their moments, of all and of each class, to a file whose digest is kept.
 
@@ -237,7 +241,11 @@ def _floor(
 
     As many as a model is asked for, but at most half of them: else all sets would be the same.
     """
-    settings = params.evaluate
+    settings, own = params.evaluate, list[Metric]()
+    if parts := params.metric_parts():
+        from atelier.evaluation.own import own_metrics
+
+        own += own_metrics(parts).values()
     size = min(settings.samples, len(train.images) // 2)
     draws = []
     for number in range(settings.draws):
@@ -249,7 +257,7 @@ def _floor(
             known = None if labels is None else labels[index * BATCH :][: len(piece)]
             for one in features:
                 one.update(one.real.extractor(piece), known)
-        draws.append(Sample(features, images, labels, settings, number, test).metrics())
+        draws.append(Sample(features, images, labels, settings, number, test, own=own).metrics())
     return over_draws(draws), size
 
 

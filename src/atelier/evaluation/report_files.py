@@ -1,4 +1,4 @@
-"""The files of `reports/RUN/` beside `metrics.json`: tables that DVC plots, and pictures of what a model learned."""
+"""The files of `reports/RUN/` beside `report.json`: tables that DVC plots, and pictures of what a model learned."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from atelier.data.arrays import PreparedSplit
+from atelier.data.arrays import ManyImages, PreparedSplit
 from atelier.evaluation.distances import BLOCK, kernel_distance
 from atelier.evaluation.evaluator import Real, Sample
 from atelier.evaluation.likelihood import TrainedVae
 from atelier.evaluation.metrics import metric_name
 from atelier.evaluation.neighbours import Nearest
-from atelier.evaluation.paths import between
+from atelier.evaluation.paths import ways
 from atelier.journal import read_curves
 from atelier.mark import MIXED, Mark
 from atelier.pictures import Images, Labels, save_gif, save_png, tile
-from atelier.sampler import Sampler, draw_noise
+from atelier.sampler import Sampler
 
 COLUMNS = 10
 ROWS = 8
@@ -54,15 +54,20 @@ class ByClass:
     def write(self, folder: Path) -> None:
         """Write two folders, which are empty without a classifier.
 
-        `recognised/classes.csv` has the asked and the recognised class of each fake of the first draw, -1 where none
-        was asked for; `by_class/class_fd.csv` the Fréchet distance of each class.
+        `recognised/classes.csv` says how many fakes of the first draw were recognised as what they were asked to be of,
+        each class in turn, and then which were taken for another one; `by_class/class_fd.csv` has the Fréchet distance
+        of each class.
         """
         for name in ("recognised", "by_class"):
             (folder / name).mkdir()
-        if self.recognised is not None:
-            asked = self.asked if self.asked is not None else np.full(len(self.recognised), -1)
-            pairs = zip(asked.tolist(), self.recognised.tolist(), strict=True)
-            _write_csv(folder / "recognised" / "classes.csv", ["asked", "recognised"], pairs)
+        if self.recognised is not None and self.asked is not None:
+            counts = np.zeros((len(self.class_names), len(self.class_names)), np.int64)
+            np.add.at(counts, (self.asked, self.recognised), 1)
+            # a chart takes the order of the classes, and that there are as many rows as columns, from the first lines
+            pairs = [(one, one) for one in range(len(counts))]
+            pairs += [(int(asked), int(taken)) for asked, taken in np.argwhere(counts) if asked != taken]
+            rows = ((self.class_names[a], self.class_names[b], int(counts[a, b])) for a, b in pairs)
+            _write_csv(folder / "recognised" / "classes.csv", ["asked", "recognised", "images"], rows)
         if self.distances:
             named = zip(self.class_names, np.mean(self.distances, axis=0).tolist(), strict=True)
             known = [(name, value) for name, value in named if value == value]
@@ -94,7 +99,7 @@ def write_pictures(
     seed: int,
     vae: TrainedVae | None,
     test: PreparedSplit,
-    neighbours: tuple[Images, Images, Nearest] | None,
+    neighbours: tuple[Images, ManyImages, Nearest] | None,
 ) -> None:
     """Write `grid.png`, `training.gif` and `pictures/`.
 
@@ -126,11 +131,9 @@ def write_pictures(
 
 def interpolation(sampler: Sampler, seed: int) -> Images:
     """A row from one latent to another; a conditional model keeps a row's class."""
-    start, end = draw_noise(2 * ROWS, sampler.noise, seed).chunk(2)
-    noise = torch.stack([between(sampler, start, end, t) for t in torch.linspace(0, 1, COLUMNS)], dim=1)
     classes = len(sampler.class_names)
-    labels = (torch.arange(ROWS) % classes).repeat_interleave(COLUMNS) if classes else None
-    return tile(sampler.render(noise.flatten(0, 1), labels), columns=COLUMNS)
+    labels = torch.arange(ROWS) % classes if classes else None
+    return tile(ways(sampler, seed, ROWS, COLUMNS, labels), columns=COLUMNS)
 
 
 def latent_plane(vae: TrainedVae, images: Images, labels: Labels | None) -> Images:
@@ -159,7 +162,7 @@ def reconstructions(vae: TrainedVae, images: Images, labels: Labels | None) -> I
     return tile(np.concatenate(rows), columns=COLUMNS)
 
 
-def nearest_neighbours(fakes: Images, train: Images, nearest: Nearest) -> Images:
+def nearest_neighbours(fakes: Images, train: ManyImages, nearest: Nearest) -> Images:
     """The fakes that are closest to a training image, each before its nearest training images."""
     closest = np.argsort(nearest.distances[:, 0], kind="stable")[:ROWS]
     rows = [np.concatenate([fakes[index : index + 1], train[nearest.indices[index]]]) for index in closest]
@@ -167,7 +170,7 @@ def nearest_neighbours(fakes: Images, train: Images, nearest: Nearest) -> Images
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

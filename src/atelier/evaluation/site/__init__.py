@@ -10,9 +10,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atelier.config.records import Conditions, Gallery
+
+if TYPE_CHECKING:
+    import jinja2
 
 STYLES = ("uPlot.min.css", "style.css")
 SCRIPTS = (
@@ -112,17 +115,8 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML; what is not ours stands in it as JSON, which its scripts show as text."""
-    import jinja2
-
     folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html.j2")
+    template = page_template(folder)
     styles, scripts = ([(folder / name).read_text() for name in names] for names in (STYLES, SCRIPTS))
     content = _plain(page)
     images = {run["name"]: run.pop("images") for run in content["runs"]}
@@ -132,10 +126,24 @@ def render(page: Page) -> str:
             styles=styles,
             scripts=scripts,
             licence=(folder / LICENCE).read_text(),
-            data=_script_json(content),
-            images={name: _script_json(of_run) for name, of_run in images.items()},
+            data=script_json(content),
+            images={name: script_json(of_run) for name, of_run in images.items()},
         )
     )
+
+
+def page_template(folder: Path) -> jinja2.Template:
+    """`page.html.j2` of a folder; what is put into it is text, unless it says otherwise."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
 
 
 def _plain(value: Any) -> Any:
@@ -149,6 +157,6 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that ends no script, whatever it holds."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -25,6 +25,9 @@ function curves(runs, names) {
     const positive = values.every(value => value > 0);
     const nearest = Math.min(...values.map(Math.abs).filter(Boolean));
     const unit = state.over === "kimg" ? "kimg" : "s";
+    const isPower = mark => mark === 0 || Math.abs(Math.log10(Math.abs(mark)) - Math.round(Math.log10(Math.abs(mark)))) < 1e-6;
+    // of a logarithmic axis over some powers of ten, a line at each of them is enough
+    const lines = (_, marks) => state.axis === "log" && marks.filter(isPower).length > 2 ? marks.map(mark => isPower(mark) ? mark : null) : marks;
     const axis = { stroke: () => style("--quiet"), grid: { stroke: () => style("--line"), width: 1 },
       ticks: { stroke: () => style("--line"), width: 1 }, font: "12px system-ui, sans-serif" };
     const scaleOf = state.axis === "log" ? { distr: positive ? 3 : 4, asinh: nearest || 1 } : {};
@@ -33,6 +36,7 @@ function curves(runs, names) {
       width: place.clientWidth || 600, height: 300,
       scales: { x: { time: false }, y: scaleOf },
       axes: [{ ...axis, label: unit, labelSize: 20, labelFont: axis.font }, { ...axis, size: 62,
+        grid: { ...axis.grid, filter: lines }, ticks: { ...axis.ticks, filter: lines },
         values: (_, marks) => marks.map(mark => (mark === null ? "" : figure(mark))) }],
       series: [{ label: unit, value: (_, value) => (value === null ? "–" : figure(value)) }, ...all.map(one => ({
         label: one.label, stroke: () => resolve(one.colour), width: 2, spanGaps: true,
@@ -72,6 +76,7 @@ function curves(runs, names) {
 }
 
 function curveName(name) {
+  if (DATA.metrics[name]) return inWords(name);
   const words = name.replaceAll("_", " ");
   return words[0].toUpperCase() + words.slice(1);
 }

@@ -32,17 +32,26 @@ function bar(run, metric, runs, others = []) {
     floor && h("i.floor", { style: `left:${at(floor.mean)}%`, title: `real images: ${floor.text}` }));
 }
 
+// Metrics by group, each group with what it asks; draw(metrics) shows those of a group.
+function byGroup(metrics, heading, draw) {
+  return Object.entries(DATA.groups).map(([group, question]) => {
+    const those = metrics.filter(metric => DATA.metrics[metric].group === group);
+    return those.length > 0 && h("section.group",
+      h(heading, group[0].toUpperCase() + group.slice(1)), h("p.quiet", question), draw(those));
+  });
+}
+
 // The metrics of some runs on one data set, by group; of a single one beside the others on its data set.
 function metricGroups(runs) {
   const dataset = DATASETS.get(runs[0].dataset);
   const all = runs.length > 1 ? runs : runsOf(dataset);
-  return Object.entries(DATA.groups).map(([group, question]) => {
-    const metrics = Object.keys(DATA.metrics)
-      .filter(metric => DATA.metrics[metric].group === group && runs.some(run => run.values[metric]));
-    return metrics.length > 0 && h("section.group",
-      h("h3", group[0].toUpperCase() + group.slice(1)), h("p.quiet", question),
-      metrics.map(metric => metricRow(metric, runs, all, dataset)));
-  });
+  const measured = Object.keys(DATA.metrics).filter(metric => runs.some(run => run.values[metric]));
+  return byGroup(measured, "h3", metrics => metrics.map(metric => metricRow(metric, runs, all, dataset)));
+}
+
+// What a metric means, in a sentence.
+function meaning(metric) {
+  return [better(metric) && h("b", `${better(metric)}: `), prose(DATA.metrics[metric].explanation), "."];
 }
 
 function metricRow(metric, runs, all, dataset) {
@@ -51,7 +60,7 @@ function metricRow(metric, runs, all, dataset) {
   const others = run => (runs.length > 1 ? [] : all.filter(one => one !== run && one.values[metric]));
   return h("div.metric",
     h("h4", inWords(metric)),
-    h("p.explanation", better(metric) && h("b", `${better(metric)}: `), prose(DATA.metrics[metric].explanation), "."),
+    h("p.explanation", meaning(metric)),
     having.map(run => h("div.value",
       runs.length > 1 && h("span.who", h("i.dot", { style: `background:${colour(run)}` }), run.name),
       bar(run, metric, all.filter(one => one.values[metric]), others(run)),
@@ -59,6 +68,13 @@ function metricRow(metric, runs, all, dataset) {
     floor && h("p.quiet.floor-text", `real images: ${floor.text}`),
     dataset.incomparable[metric] && all.length > 1 &&
       h("p.caution", `Not comparable between these runs: ${dataset.incomparable[metric]}.`));
+}
+
+// What each metric of these runs means, by group.
+function glossaryPage() {
+  const list = metrics => h("dl.glossary",
+    metrics.map(metric => [h("dt", inWords(metric), " ", h("code", metric)), h("dd", meaning(metric))]));
+  return [h("h1", "What the figures mean"), byGroup(Object.keys(DATA.metrics), "h2", list)];
 }
 
 function reading(dataset) {

@@ -17,6 +17,7 @@ function runPage(run) {
     h("nav.trail", { "aria-label": "You are here" }, h("a", { href: "#" }, "All runs"), " / ", dataset.title),
     h("h1", h("i.dot", { style: `background:${colour(run)}` }), run.name),
     h("p.lead", `${run.model} · ${dataset.title}`, h("span.quiet", ` · ${run.source}`)),
+    local(run).playground && h("p", h("a.button", { href: local(run).playground }, "Play with it")),
     run.notes.map(text => h("p", text)),
     dataset.cautions.map(text => h("p.caution", `${text}.`)),
     run.copies.length > 0 && h("p.caution", `${run.copies.length} of the ${run.gallery.drawn.length} samples below `,
