@@ -9,42 +9,12 @@ import onnxruntime
 import pytest
 import torch
 
-from atelier.config.records import ModelConfig
 from atelier.errors import AtelierError
-from atelier.models import MODELS, ImageShape, build_sampling_network
+from atelier.models import ImageShape
 from atelier.registry.onnx_export import export_onnx
 from atelier.registry.register import add_onnx
-from atelier.sampler import Sampler, draw_noise
-
-
-def untrained(model: str, shape: ImageShape) -> Sampler:
-    torch.manual_seed(0)
-    recipe = MODELS[model].recipe
-    network = build_sampling_network(model, recipe, shape).eval()
-    for name, buffer in network.named_buffers():
-        if name == "prior.cumulative":
-            buffer.copy_(torch.linspace(0.1, 1.0, buffer.shape[1]).expand_as(buffer))
-        elif name == "prior.mean":
-            buffer.normal_()
-    config = ModelConfig(
-        run="run",
-        dataset="mnist",
-        model=model,
-        recipe=recipe,
-        noise=recipe.noise,
-        data_range=MODELS[model].data_range,
-        height=shape.height,
-        width=shape.width,
-        channels=shape.channels,
-        class_names=list("0123456789"[: shape.classes]),
-        train_images_sha256="0" * 64,
-        train_labels_sha256=None,
-        versions={},
-        device="cpu",
-        world_size=1,
-        precision="fp32",
-    )
-    return Sampler(network.to(memory_format=torch.channels_last), config)
+from atelier.sampler import draw_noise
+from untrained import untrained
 
 
 @pytest.mark.parametrize(
@@ -88,10 +58,10 @@ def test_what_onnx_cannot_say_is_told_and_leaves_no_file(tmp_path: Path, capfd: 
 
     sampler = untrained("vanilla", ImageShape(28, 28, 1, 0))
     sampler.network.register_forward_hook(lambda _, __, images: images + (0.5 * (images.shape[0] == 2)))
-    with pytest.raises(AtelierError, match=r"draws otherwise than torch, by \d+ of 255"):
+    with pytest.raises(AtelierError, match=r"draws otherwise than torch, its images by \d+"):
         export_onnx(sampler, path)
     said: list[str] = []
     assert add_onnx(sampler, tmp_path, said.append) == {}
-    assert said == ["the version has no sampler.onnx: it draws otherwise than torch, by 64 of 255"]
+    assert said == ["the version has no sampler.onnx: it draws otherwise than torch, its images by 64"]
     assert not path.exists()
     assert capfd.readouterr() == ("", "")

@@ -6,19 +6,23 @@ import base64
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import pickle
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from xml.etree import ElementTree
 
@@ -31,6 +35,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from registries import add_version, report
 
+import atelier.sharing.playground
 from atelier.config import Promote, load_params
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest, folder_digest, read_json
@@ -46,10 +51,14 @@ from atelier.registry.reproduce import reproduce
 from atelier.registry.sample import sample
 from atelier.registry.whence import whence
 from atelier.sampler import Sampler
+from atelier.sharing.playground import playground
 from atelier.tracking import client, using
+from browser import Browser
+from serving import serving
 
 NAME = "mnist-cvae"
 URI = f"models:/{NAME}/1"
+TAGS = "-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +85,11 @@ def pixels(files: Iterable[bytes]) -> np.ndarray:
 def test_the_card_says_what_how_good_and_where_it_ends(registered: Path) -> None:
     version = client(registered).get_model_version(NAME, "1")
     card = (package(registered) / "MODEL_CARD.md").read_text()
-    report = read_json(registered / "reports" / NAME / "metrics.json")
+    report = read_json(registered / "reports" / NAME / "report.json")
     figure, extractor = report["fd_classifier"], report["conditions"]["extractors"]["classifier"]
     for text in (
         f"| fd_classifier | {figure['mean']:.4g} ± {figure['deviation']:.2g} |",
-        "images against 1,000 real images of the\ntest split",
+        "images against 1,000 real images of the test split",
         f"`classifier` (sha256 {extractor[:16]}…)",
         "CC BY-SA 3.0",
         "## Limits",
@@ -89,8 +98,12 @@ def test_the_card_says_what_how_good_and_where_it_ends(registered: Path) -> None
         assert text in version.description
     assert "![" in card
     assert (package(registered) / "report" / "grid.png").is_file()
-    assert "![" not in version.description
+    place = f"/{version.source.removeprefix('models:/')}/artifacts/files?artifact_file_path=data/atelier/report/"
+    assert f"{place}grid.png)" in version.description
     assert len(version.description) <= 5000
+    # MLflow shows each end of a line: only tables and lists go on in the next
+    assert all(after[0] in "|-" for before, after in itertools.pairwise(card.splitlines()) if before and after)
+    assert len(version.tags) < 20, "what the report says is not said again"
 
 
 def test_names_in_a_card_are_text(registered: Path) -> None:
@@ -152,7 +165,7 @@ def test_every_picture_says_which_model_drew_it_and_how(registered: Path, tmp_pa
     pictures = [tmp_path / "folder.png", *report.rglob("*.png"), report / "training.gif", model / "pictures.npz"]
     logged = [path for path in (registered / "mlartifacts").rglob("*.*") if path.suffix in (".png", ".gif", ".npz")]
     assert len(logged) > len(pictures)
-    during = [path for path in (*model.rglob("*.png"), *logged) if re.fullmatch("[0-9]{9}", path.stem)]
+    during = [path for path in (*model.rglob("*.png"), *logged) if re.match(r"[0-9]{9}$|train~", path.stem)]
     for path in {*pictures, *logged, *during}:
         found = whence(path, registered)
         assert found.versions == ([] if path in during else [URI]), path
@@ -260,10 +273,21 @@ def test_a_version_brings_the_code_that_loads_it(
     (wheel,) = package(registered).glob("*.whl")
     assert digest(wheel) == client(registered).get_model_version(NAME, "1").tags["atelier.wheel_sha256"]
     model = package(registered).parents[1]
-    (line,) = [line for line in (model / "requirements.txt").read_text().splitlines() if "atelier" in line]
-    assert model / line == wheel
+    # from its artifacts, in whatever folder pip is run, and not what else bears the name
+    decoy = tmp_path / "index" / "atelier_images-9.9-py3-none-any.whl"
+    decoy.parent.mkdir()
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(decoy, "w") as theirs:
+        for name in ours.namelist():
+            text = ours.read(name).replace(wheel.name.split("-")[1].encode(), b"9.9")
+            theirs.writestr(name.replace(wheel.name.split("-")[1], "9.9"), text)
+    asked = [line for line in (model / "requirements.txt").read_text().splitlines() if "atelier" in line]
+    requirements = model / "ours.txt"
+    requirements.write_text("\n".join(asked))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
-    subprocess.run([*pip, line], cwd=model, check=True)
+    from_index = ["--find-links", str(decoy.parent), "--requirement", str(requirements)]
+    subprocess.run([*pip, *from_index], cwd=tmp_path, check=True)
+    requirements.unlink()
+    assert list(tmp_path.glob(f"{wheel.name.removesuffix(TAGS)}.dist-info"))
     code = f"""
 import sys, numpy, pandas, mlflow
 numpy.save("images.npy", mlflow.pyfunc.load_model({str(model)!r}).predict(pandas.DataFrame([{{"n": 3, "seed": 1}}])))
@@ -319,13 +343,14 @@ def test_to_another_registry_and_its_champion_there(registered: Path, tmp_path: 
     with using(uri):
         (copy,) = client(registered).search_model_versions(f"name = '{NAME}'")
         assert alias_version(client(registered), NAME, "champion") == 1
+    assert f"/{copy.source.removeprefix('models:/')}/artifacts/" in copy.description
     assert copy.tags == origin | {ORIGIN_TAG: copy.tags[ORIGIN_TAG]}
     copied = next((tmp_path / "mlartifacts").rglob("data/atelier"))
     assert folder_digest(copied) == folder_digest(package(registered)) == origin[PACKAGE_TAG]
 
 
 def test_what_was_altered_is_not_taken_anywhere(registered: Path, tmp_path: Path) -> None:
-    path = package(registered) / "report" / "metrics.json"
+    path = package(registered) / "report" / "report.json"
     original = path.read_bytes()
     path.write_bytes(original + b" ")
     try:
@@ -337,63 +362,92 @@ def test_what_was_altered_is_not_taken_anywhere(registered: Path, tmp_path: Path
         path.write_bytes(original)
 
 
+@pytest.fixture(scope="module")
+def served(registered: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The address of a server of this environment."""
+    with serving(registered, URI, environment, "--env-manager=local") as url:
+        yield url
+
+
 @pytest.mark.processes
-def test_served_over_http(
-    registered: Path, environment: dict[str, str], sampler: RegisteredSampler, tmp_path: Path
-) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", URI, "--env-manager=local"]
-    process = subprocess.Popen(
-        [*command, "--host=127.0.0.1", f"--port={port}", "--workers=1"],
-        env=environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{registered / 'mlflow.db'}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+def test_served_over_http(served: str, registered: Path, sampler: RegisteredSampler, tmp_path: Path) -> None:
+    def ask(rows: list[dict[str, Any]], **params: str) -> requests.Response:
+        return requests.post(f"{served}/invocations", json={"dataframe_records": rows, "params": params}, timeout=60)
+
+    rows = [{"n": 2, "label": 3, "seed": 5}]
+    expected = sampler.predict(pd.DataFrame(rows))
+    assert (np.array(ask(rows).json()["predictions"]) == expected).all()
+    pictures = ask(rows, format="png").json()["predictions"]
+    files = [base64.b64decode(picture) for picture in pictures]
+    assert (pixels(files) == expected[..., 0]).all()
+    (tmp_path / "served.png").write_bytes(files[1])
+    found = whence(tmp_path / "served.png", registered)
+    assert (found.versions, found.mark.seed, found.mark.index, found.mark.label) == ([URI], 5, 1, 3)
+    for row, message in (
+        ({"n": 10**9}, f"1 to {MAX_BYTES // 784} a call"),
+        ({"n": 1, "truncatoin": 0.5}, "'truncatoin': not a column"),
+        ({"n": 1, "truncation": "a"}, "truncation 'a': must be a number"),
+        ({"n": 1.5}, "n 1.5: must be a whole number"),
+    ):
+        refused = ask([row])
+        assert refused.status_code == 400
+        assert message in refused.json()["message"]
+        assert "stack_trace" not in refused.json()
+    nothing = [{"n": 1, "label": None, "seed": None, "truncation": None}, {"n": 1, "seed": 3}]
+    assert (np.array(ask(nothing).json()["predictions"]) == sampler.predict(pd.DataFrame(nothing))).all()
+    table = requests.post(
+        f"{served}/invocations", data="n,label,seed\n2,3,5\n1,,\n", headers={"Content-Type": "text/csv"}, timeout=60
     )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            assert process.poll() is None
-            try:
-                requests.get(f"{url}/ping", timeout=60).raise_for_status()
-                break
-            except requests.RequestException:
-                time.sleep(0.2)
+    expected = sampler.predict(pd.DataFrame([*rows, {"n": 1}]))
+    assert (np.array(table.json()["predictions"]) == expected).all()
 
-        def ask(rows: list[dict[str, Any]], **params: str) -> requests.Response:
-            return requests.post(f"{url}/invocations", json={"dataframe_records": rows, "params": params}, timeout=60)
 
-        rows = [{"n": 2, "label": 3, "seed": 5}]
-        expected = sampler.predict(pd.DataFrame(rows))
-        assert (np.array(ask(rows).json()["predictions"]) == expected).all()
-        pictures = ask(rows, format="png").json()["predictions"]
-        files = [base64.b64decode(picture) for picture in pictures]
-        assert (pixels(files) == expected[..., 0]).all()
-        (tmp_path / "served.png").write_bytes(files[1])
-        found = whence(tmp_path / "served.png", registered)
-        assert (found.versions, found.mark.seed, found.mark.index, found.mark.label) == ([URI], 5, 1, 3)
-        for row, message in (
-            ({"n": 10**9}, f"1 to {MAX_BYTES // 784} a call"),
-            ({"n": 1, "truncatoin": 0.5}, "'truncatoin': not a column"),
-            ({"n": 1, "truncation": "a"}, "truncation 'a': must be a number"),
-            ({"n": 1.5}, "n 1.5: must be a whole number"),
-        ):
-            refused = ask([row])
-            assert refused.status_code == 400
-            assert message in refused.json()["message"]
-            assert "stack_trace" not in refused.json()
-        nothing = [{"n": 1, "label": None, "seed": None, "truncation": None}, {"n": 1, "seed": 3}]
-        assert (np.array(ask(nothing).json()["predictions"]) == sampler.predict(pd.DataFrame(nothing))).all()
-        table = requests.post(
-            f"{url}/invocations", data="n,label,seed\n2,3,5\n1,,\n", headers={"Content-Type": "text/csv"}, timeout=60
-        )
-        expected = sampler.predict(pd.DataFrame([*rows, {"n": 1}]))
-        assert (np.array(table.json()["predictions"]) == expected).all()
-    finally:
-        os.killpg(process.pid, 9)  # its own session: it and its workers
-        process.wait()
+class Relay(SimpleHTTPRequestHandler):
+    """A web server that gives a page and passes on what is asked of the model's, as nginx does."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        model: str = self.server.model  # type: ignore[attr-defined]
+        answer = requests.post(model + self.path, data=body, headers={"Content-Type": "application/json"}, timeout=60)
+        self.send_response(answer.status_code)
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_page_asks_the_server_for_images_of_a_model_that_is_too_large(
+    served: str, registered: Path, sampler: RegisteredSampler, wide: Browser, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(atelier.sharing.playground, "LARGEST_BYTES", 10_000)
+    with pytest.raises(AtelierError, match="1 MB of weights, where a page has 0 at most; serve it by"):
+        playground(URI, tmp_path / "site", registered)
+    with pytest.raises(InputError, match="--endpoint localhost:5001: write http://HOST:PORT"):
+        playground(URI, tmp_path / "site", registered, "localhost:5001")
+    playground(URI, tmp_path / "site", registered, ".")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Relay, directory=tmp_path / "site")) as server:
+        server.model = served  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, daemon=True).start()
+        wide.open(f"http://127.0.0.1:{server.server_port}/index.html")
+        wide.wait("document.querySelectorAll('.sheet canvas').length === 30")
+        assert "atelier sample models:/" in wide.evaluate("document.querySelector('.command code').textContent")
+        assert wide.evaluate("document.querySelectorAll('section').length") == 1
+        images = wide.evaluate("drawSeed({seed: 5, first: 3, count: 4, label: 3}).then(drawn => [...drawn.images])")
+        labels = sampler.sampler.labels(4, 3, 3)
+        expected = sampler.sampler.draw(4, 5, labels, None, 3)
+        assert (np.array(images).reshape(expected.shape) == expected).all()
+        wide.change("input[type=number]", "30000", 1)  # the server draws from the first image of a seed on
+        wide.wait("document.querySelector('[role=status]').textContent.includes('a call')")
+        wide.evaluate("MODEL.mark.weights_sha256 = 'f'.repeat(64); 0")
+        wide.change("input[type=number]", "1", 1)
+        wide.wait("document.querySelector('[role=status]').textContent.includes('serves another model')")
+        server.shutdown()
+    playground(URI, tmp_path / "site", registered, served)
+    wide.open((tmp_path / "site" / "index.html").as_uri())  # from another address than the server's
+    wide.wait("document.querySelector('[role=status]').textContent.includes('let one server pass both on')")
 
 
 def test_a_version_is_comparable_with_itself(registered: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from atelier.config import Promote
 from atelier.config.records import Report
 from atelier.errors import AtelierError, InputError
 from atelier.registry.gates import Judged, judge
-from atelier.registry.history import TAG, Change, alias_version, append, history_name, read_history, replay
+from atelier.registry.history import LOG, OF_TAG, TAG, Change, alias_version, append, read_history, replay
 from atelier.registry.lineage import METRICS_TAG
 from atelier.registry.promote import promote, read, rollback
 from atelier.tracking import client
@@ -200,12 +201,40 @@ def test_a_user_without_a_name_promotes(root: Path, monkeypatch: pytest.MonkeyPa
     assert read("digits", "champion", root).changes[0].by == f"uid {os.getuid()}"
 
 
+def test_all_histories_are_one_entry_of_the_registry_and_an_older_one_goes_on(root: Path) -> None:
+    for name in ("digits", "clothes", "old"):
+        add_version(root, name, report(3.0))
+        add_version(root, name, report(2.0))
+    # as an older atelier began it
+    mlflow_client = client(root)
+    mlflow_client.create_registered_model("old.champion")
+    tag = {key: value for key, value in dataclasses.asdict(CHANGE).items() if key != "number"}
+    mlflow_client.create_model_version("old.champion", "models:/old/1", tags={TAG: json.dumps(tag)})
+    for alias in ("champion", "challenger"):
+        for version in (1, 2):
+            promote("digits", version, alias, GATES, root, print)
+    promote("clothes", 2, "champion", GATES, root, print)
+    promote("old", 2, "champion", GATES, root, print)
+    names = {model.name for model in mlflow_client.search_registered_models()}
+    assert names == {"digits", "clothes", "old", "old.champion", LOG}
+    for name, alias, champions in (
+        ("digits", "champion", [1, 2]),
+        ("digits", "challenger", [1, 2]),
+        ("clothes", "champion", [2]),
+        ("old", "champion", [1, 2]),
+    ):
+        assert read(name, alias, root).champions == champions
+    assert mlflow_client.get_model_version("old.champion", "2").tags[OF_TAG] == "old@champion"
+    assert rollback("old", "champion", root, print) == 1
+    assert rollback("digits", "challenger", root, print) == 1
+    assert read("digits", "champion", root).champion == 2
+
+
 def forge(root: Path, **changes: Any) -> None:
     """Overwrite the tag of the first change in a history."""
     mlflow_client = client(root)
-    log = history_name("digits", "champion")
-    tag = json.loads(mlflow_client.get_model_version(log, "1").tags[TAG]) | changes
-    mlflow_client.set_model_version_tag(log, "1", TAG, json.dumps(tag))
+    tag = json.loads(mlflow_client.get_model_version(LOG, "1").tags[TAG]) | changes
+    mlflow_client.set_model_version_tag(LOG, "1", TAG, json.dumps(tag))
 
 
 def test_what_a_stranger_wrote_into_tags_stays_in_its_line(
@@ -252,7 +281,7 @@ def test_a_damaged_change_is_named(root: Path, changes: dict[str, Any]) -> None:
     add_version(root, "digits", report(3.0))
     promote("digits", None, "champion", GATES, root, print)
     forge(root, **changes)
-    with pytest.raises(AtelierError, match=r"^models:/digits\.champion/1: its tag atelier\.change is damaged"):
+    with pytest.raises(AtelierError, match=r"^models:/atelier\.history/1: its tag atelier\.change is damaged"):
         read("digits", "champion", root)
 
 

@@ -22,6 +22,7 @@ from atelier.registry.register import register
 from atelier.registry.reproduce import reproduce
 from atelier.registry.sample import sample
 from atelier.sampler import Sampler
+from atelier.sharing.publish import publish
 from atelier.tracking import client
 
 PREDICT = """
@@ -65,13 +66,22 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
 
     # the journal is in MLflow, each tick once, and the report with it
     journal = read_journal(root / "models" / "mnist-cgan" / "journal.jsonl")
-    history = client(root).get_metric_history(version["run_id"], "generator_loss")
+    history = client(root).get_metric_history(version["run_id"], "train/generator_loss")
     assert [(m.step, m.value) for m in history] == [(round(1000 * t["kimg"]), t["generator_loss"]) for t in journal]
     run = client(root).get_run(version["run_id"])
-    metrics = read_json(root / "reports" / "mnist-cgan" / "metrics.json")
+    metrics = read_json(root / "reports" / "mnist-cgan" / "report.json")
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["fd_classifier"] == metrics["fd_classifier"]["mean"]
+    found = metrics["fd_classifier"], metrics["floor_fd_classifier"]
+    assert run.data.metrics["eval/fd_classifier"] == found[0]["mean"]
+    assert run.data.metrics["std/fd_classifier"] == found[0]["deviation"]
+    assert run.data.metrics["floor/fd_classifier"] == found[1]["mean"]
+    assert {name.partition("/")[0] for name in run.data.metrics} == {"train", "eval", "floor", "std"}
     assert run.data.params["model"] == "cgan"
+    # its pictures are by its steps, as they were drawn
+    shown = (root / "mlartifacts" / version["run_id"] / "artifacts" / "images").glob("*.png")
+    by_step = {int(path.name.split("+")[2]): path.read_bytes() for path in shown}
+    drawn = (root / "models" / "mnist-cgan" / "pictures").glob("*.png")
+    assert by_step == {int(path.stem): path.read_bytes() for path in drawn}
 
     # the version draws what the folder draws
     uri = f"sqlite:///{root / 'mlflow.db'}"
@@ -90,8 +100,16 @@ def test_from_journal_to_a_version_that_draws_in_a_fresh_process(judged: tuple[P
     register("mnist-cgan", params, root, print)
     assert read_json(root / "registry" / "mnist-cgan.json") == entry
     assert len(versions(root, "mnist-cgan")) == 1
-    assert len(client(root).get_metric_history(version["run_id"], "generator_loss")) == len(journal)
-    assert len(client(root).get_metric_history(version["run_id"], "fd_classifier")) == 1
+    assert len(client(root).get_metric_history(version["run_id"], "train/generator_loss")) == len(journal)
+    assert len(client(root).get_metric_history(version["run_id"], "eval/fd_classifier")) == 1
+
+    # and from the registry it goes to others
+    target = tmp_path / "hub"
+    assert publish("models:/mnist-cgan/1", str(target), False, False, params, root, print) == str(target)
+    assert (target / "sampler.safetensors").read_bytes() == (
+        root / "models/mnist-cgan/sampler.safetensors"
+    ).read_bytes()
+    assert "\n# mnist-cgan\n" in (target / "README.md").read_text()
 
     compare(params, root, print)
     page, local = ((root / "reports" / name).read_text() for name in ("index.html", "local.js"))
@@ -176,7 +194,7 @@ def test_a_moved_workspace_keeps_what_is_registered_until_its_files_are_gone(
 
 def test_a_report_of_other_weights_is_refused(judged: tuple[Path, Params]) -> None:
     root, params = judged
-    path = root / "reports" / "mnist-cgan" / "metrics.json"
+    path = root / "reports" / "mnist-cgan" / "report.json"
     write_json(path, read_json(path) | {"weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="judges other weights"):
         register("mnist-cgan", params, root, print)

@@ -15,14 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
+from atelier.mark import Mark
+from atelier.pictures import save_png, tile
 from atelier.tracking import client
 from atelier.tracking.feed import LINES_PER_BATCH, Feed, finish_run, last_step_sent, send_journal
 from atelier.tracking.runs import ensure_run
+from atelier.tracking.shown import send_pictures
+from ports import free_port
 from small_trainings import figures_in_journal, figures_in_mlflow
 
 PARAMS = {"dataset": "mnist", "batch": 32}
@@ -167,6 +173,42 @@ def test_a_line_sent_twice_is_there_once(training: Training) -> None:
     assert_complete(training, "RUNNING")
 
 
+def test_a_picture_is_there_once_as_it_was_drawn_and_not_before_it_is_whole(training: Training) -> None:
+    images = np.zeros((8, 4, 4, 1), np.uint8)
+    (training.folder / "pictures").mkdir()
+    first, second = (training.folder / "pictures" / f"{step:09d}.png" for step in (500, 1000))
+    for path in (first, second):
+        save_png(path, tile(images, 4), Mark(run="run", weights_sha256="a" * 64))
+    (training.folder / "pictures" / "._000000500.png").write_bytes(b"left by a file manager")
+    content = second.read_bytes()
+    second.write_bytes(content[:-1])
+    training.write(2)
+    training.feed().end("KILLED", 60)
+    mlflow_client = client(training.folder.parent)
+
+    def shown() -> list[str]:
+        return sorted(Path(info.path).name for info in mlflow_client.list_artifacts(training.run_id, "images"))
+
+    before = shown()
+    assert len(before) == 2, "itself, and small"
+    second.write_bytes(content)
+    training.go_back(1)
+    resumed = training.feed()
+    training.write(1)
+    resumed.end("FINISHED", 60)
+    send_pictures(mlflow_client, training.run_id, training.folder / "pictures", set())
+    assert len(shown()) == 4
+    assert set(before) < set(shown())
+    for step, path in ((500, first), (1000, second)):
+        (name,) = (name for name in shown() if f"+step+{step}+" in name and name.endswith(".png"))
+        logged = mlflow_client.download_artifacts(training.run_id, f"images/{name}")
+        assert Path(logged).read_bytes() == path.read_bytes()
+        small = mlflow_client.download_artifacts(training.run_id, f"images/{name.removesuffix('.png')}+compressed.webp")
+        with Image.open(small) as picture:
+            assert b"trainedAlgorithmicMedia" in picture.info["xmp"]
+    assert mlflow_client.get_run(training.run_id).data.tags["mlflow.loggedImages"] == "True"
+
+
 def test_a_time_whose_line_is_not_written_yet_holds_nothing_up(training: Training) -> None:
     training.write(5)
     append(training.timing, {"kimg": 3.0, "unix": time.time(), "seconds": 0.0})
@@ -250,9 +292,7 @@ class Server:
     def __init__(self, folder: Path, store: Path) -> None:
         (folder / "server.db").write_bytes(store.read_bytes())
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -297,7 +337,7 @@ def test_server_slow_deaf_gone_and_killed(server: Server, training: Training, mo
     def all_sent() -> bool:
         with suppress(Exception):
             _, figures = figures_in_mlflow(training.folder.parent, f"sqlite:///{server.folder}/server.db")
-            return len(figures["loss"]) == training.lines
+            return len(figures["train/loss"]) == training.lines
         return False
 
     def wait_until_sent() -> None:

@@ -12,7 +12,16 @@ from mlflow import MlflowClient
 from atelier.errors import AtelierError, InputError
 from atelier.tracking import client
 from atelier.tracking.feed import Feed
-from atelier.tracking.origin import HOST_TAG, PARENT_TAG, PID_TAG, PIPELINE_RUN, code_of, origin_tags, user_name
+from atelier.tracking.origin import (
+    GIT_COMMIT,
+    HOST_TAG,
+    PARENT_TAG,
+    PID_TAG,
+    PIPELINE_RUN,
+    code_of,
+    origin_tags,
+    user_name,
+)
 from atelier.tracking.runs import RunRecord, close_pipeline_runs, close_runs, ensure_run
 
 PARAMS = {"dataset": "mnist", "batch": 32, "data_dvc_md5": "a" * 32 + ".dir"}
@@ -134,8 +143,15 @@ def test_a_run_names_the_commit_of_its_workspace_whatever_git_was_told(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     other, ours = repository(elsewhere, "other"), repository(root, "ours")
     monkeypatch.setenv("GIT_DIR", str(elsewhere / ".git"))
+    monkeypatch.setenv(GIT_COMMIT, other)
+    monkeypatch.setenv(PIPELINE_RUN, "nightly-7")
     tags = client(root).get_run(ensure_run(root, "run", PARAMS, None)).data.tags
-    assert tags["mlflow.source.git.commit"] == ours != other
+    above = client(root).get_run(tags[PARENT_TAG]).data.tags
+    assert tags["mlflow.source.git.commit"] == above["mlflow.source.git.commit"] == ours != other
+    # a stage in a container or a workspace of its own has no checkout
+    (root / ".git").rename(root / "git")
+    tags = client(root).get_run(ensure_run(root, "run", PARAMS, None)).data.tags
+    assert tags["mlflow.source.git.commit"] == other
 
 
 def test_no_checkout_no_commit_and_no_git_are_nothing_and_a_refusal_is_told(

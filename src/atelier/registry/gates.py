@@ -57,7 +57,8 @@ def _better(candidate: Judged, champion: Judged, metric: str, error_rate: float)
     if reason is not None:
         return Gate(metric, "better than the champion", f"cannot be compared: {reason}", False)
     ours, theirs = candidate.metrics[metric], champion.metrics[metric]
-    gain = cost(metric, theirs.mean) - cost(metric, ours.mean)
+    own = candidate.report.own if candidate.report else {}
+    gain = cost(metric, theirs.mean, own) - cost(metric, ours.mean, own)
     if ours.trainings and theirs.trainings:
         return _welch(metric, ours, theirs, gain, error_rate)
     needed = math.hypot(ours.deviation, theirs.deviation)

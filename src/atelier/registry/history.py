@@ -2,10 +2,11 @@
 
 An MLflow alias can be set by two people at once, the later one silently winning: MLflow compares nothing before it
 sets. But it hands out version numbers one at a time, by a unique key of its database, on SQLite, PostgreSQL and over
-HTTP alike, and stores a version's tags in the same transaction. So each change of `NAME@ALIAS` is a version of the
-registered model `NAME.ALIAS`: its number is its place in the history, its source the version that became champion, and
-its tags say who, when, why, and after which change it was decided. If another change came in between, it is void; every
-reader sees the same order and comes to the same conclusion. The alias only repeats what the history says.
+HTTP alike, and stores a version's tags in the same transaction. So each change of an alias is a version of the one
+registered model `LOG`: its number is its place among all changes, its source the version that became champion, and its
+tags say which alias, who, when, why, and after which change it was decided. If another change of this alias came in
+between, it is void; every reader sees the same order and comes to the same conclusion. The alias only repeats what the
+history says. A history that an older atelier began, in a registered model `NAME.ALIAS` of its own, goes on there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+LOG = "atelier.history"
 TAG = "atelier.change"
+OF_TAG = "atelier.alias"  # NAME@ALIAS
 ATTEMPTS = 40
 Action = Literal["promote", "rollback"]
 
@@ -96,15 +99,29 @@ def _line(change: Change, effective: bool) -> str:
     )
 
 
-def history_name(name: str, alias: str) -> str:
-    """The registered model whose versions are the history of `NAME@ALIAS`."""
-    return f"{name}.{alias}"
+def entries_of(mlflow_client: MlflowClient, name: str, alias: str) -> list[ModelVersion]:
+    """The versions that are the history of `NAME@ALIAS`."""
+    if former := _former_entries(mlflow_client, name, alias):
+        return former
+    condition = f"{equals('name', LOG)} and {equals(f'tags.`{OF_TAG}`', f'{name}@{alias}')}"
+    return list(every(mlflow_client.search_model_versions, condition))
+
+
+def _former_entries(mlflow_client: MlflowClient, name: str, alias: str) -> list[ModelVersion]:
+    """Those in a registered model of their own, where an older atelier began it."""
+    found = every(mlflow_client.search_model_versions, equals("name", f"{name}.{alias}"))
+    return [entry for entry in found if TAG in entry.tags]
+
+
+def alias_of(entry: ModelVersion) -> tuple[str, str]:
+    """Name and alias that a change is of."""
+    name, _, alias = entry.tags[OF_TAG].rpartition("@") if OF_TAG in entry.tags else entry.name.rpartition(".")
+    return name, alias
 
 
 def read_history(mlflow_client: MlflowClient, name: str, alias: str) -> History:
     """Read all changes; before the first, the champion is whatever the alias was set to by hand."""
-    entries = every(mlflow_client.search_model_versions, equals("name", history_name(name, alias)))
-    changes = [_change(entry) for entry in entries if TAG in entry.tags]
+    changes = [_change(entry) for entry in entries_of(mlflow_client, name, alias)]
     history = replay(sorted(changes, key=lambda change: change.number))
     if not history.changes and (by_hand := alias_version(mlflow_client, name, alias)) is not None:
         return History([], [], [by_hand])
@@ -183,8 +200,11 @@ def _append_once(mlflow_client: MlflowClient, name: str, alias: str, content: di
     """Make the version that records a change; under contention MLflow gives up early, so try again."""
     from mlflow.exceptions import MlflowException
 
-    log = history_name(name, alias)
-    ensure_registered_model(mlflow_client, log, f"History of models:/{name}@{alias}, written by atelier promote.")
+    log = f"{name}.{alias}" if _former_entries(mlflow_client, name, alias) else LOG
+    ensure_registered_model(
+        mlflow_client, log, "Who was champion when: a version per change, written by atelier promote."
+    )
+    tags = {TAG: json.dumps(content), OF_TAG: f"{name}@{alias}"}
     source = f"models:/{name}/{content['version']}"
 
     def contended(error: Exception) -> bool:
@@ -193,7 +213,7 @@ def _append_once(mlflow_client: MlflowClient, name: str, alias: str, content: di
         )
 
     retry(
-        lambda: mlflow_client.create_model_version(log, source, tags={TAG: json.dumps(content)}, await_creation_for=0),
+        lambda: mlflow_client.create_model_version(log, source, tags=tags, await_creation_for=0),
         contended,
         [0.05 * (1 + os.getpid() % 7)] * ATTEMPTS,
     )

@@ -16,7 +16,8 @@ from atelier.data.arrays import dvc_md5
 from atelier.errors import InputError
 from atelier.files import files_below
 from atelier.models.own import FOLDER
-from atelier.own_code import CARRIED
+from atelier.own import AUGMENTATION, LOSS
+from atelier.own_code import CARRIED, RECIPE
 from atelier.registry.gates import Judged
 from atelier.tracking import ensure_registered_model, equals, every, public, public_uri, tracking_uri
 from atelier.tracking.origin import code_of, git
@@ -31,9 +32,10 @@ PARENT_TAG = "atelier.parent_sha256"
 REPORT_TAG = "atelier.report_sha256"
 PACKAGE_TAG = "atelier.package_sha256"
 CODE_TAG = "atelier.code_sha256"
+RECIPE_TAG = "atelier.recipe_sha256"
 ONNX_TAG = "atelier.onnx_sha256"
 WHEEL_TAG = "atelier.wheel_sha256"
-METRICS_TAG = "atelier.metrics"  # the whole of metrics.json: gates need no artifact store
+METRICS_TAG = "atelier.metrics"  # the whole of report.json: gates need no artifact store
 PARAMS_TAG = "atelier.config"
 COMMIT_TAG = "atelier.git_commit"
 CLEAN_TAG = "atelier.git_clean"
@@ -42,7 +44,9 @@ ORIGIN_TAG = "atelier.copied_from"
 
 
 def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Report) -> dict[str, str]:
-    """The tags of a model version. What cannot be known (no git, no data here, no image) is left out, never guessed.
+    """The tags of a model version, which do not say again what its config and its report say.
+
+    What cannot be known (no git, no data here, no image) is left out, never guessed.
 
     Raises:
         AtelierError: if git is there and refuses to say.
@@ -52,17 +56,10 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
         "atelier.model": config.model,
         "atelier.dataset": config.dataset,
         WEIGHTS_TAG: config.sampler_sha256,
-        "atelier.train_images_sha256": config.train_images_sha256,
         PARAMS_TAG: json.dumps(_parameters(params, config)),
         "atelier.versions": json.dumps(config.versions, sort_keys=True),
-        "atelier.device": config.device,
-        "atelier.extractors": json.dumps(metrics.conditions.extractors, sort_keys=True),
         METRICS_TAG: json.dumps(metrics.model_dump(mode="json")),
     }
-    for name, value in metrics.measured.items():
-        tags |= {f"atelier.{name}": f"{value.mean:.6g}", f"atelier.{name}_deviation": f"{value.deviation:.3g}"}
-    if config.train_labels_sha256:
-        tags["atelier.train_labels_sha256"] = config.train_labels_sha256
     for kind in ("raw", "prepared"):
         folder = root / "data" / kind / config.dataset
         if folder.is_dir():
@@ -71,6 +68,8 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
         tags[PARENT_TAG] = config.parent_sha256
     if config.code_sha256:
         tags[CODE_TAG] = config.code_sha256
+    if config.recipe_sha256:
+        tags[RECIPE_TAG] = config.recipe_sha256
     if (code := code_of(root)) is not None:
         clean = code.clean and _is_committed(root, config.run)
         tags |= {COMMIT_TAG: code.commit, CLEAN_TAG: str(clean).lower()}
@@ -80,10 +79,16 @@ def lineage_tags(root: Path, params: Params, config: ModelConfig, metrics: Repor
 
 
 def _is_committed(root: Path, run: str) -> bool:
-    """Whether git has the files of a run's own model, which may stand among what it ignores."""
-    carried = root / "models" / run / CARRIED
-    names = [path.relative_to(carried).as_posix() for path in files_below(carried / FOLDER)]
+    """Whether git has the files of a run's own model and of its own losses, which may stand among what it ignores."""
+    model = root / "models" / run
+    names = workspace_files(model / CARRIED) + workspace_files(model / RECIPE)
     return not names or len((git(root, "ls-files", "--", *names) or "").splitlines()) == len(names)
+
+
+def workspace_files(carried: Path) -> list[str]:
+    """Which of the sources that a trained model carries are a workspace's, by their paths there."""
+    folders = (FOLDER, LOSS.folder, AUGMENTATION.folder)
+    return [path.relative_to(carried).as_posix() for folder in folders for path in files_below(carried / folder)]
 
 
 def _parameters(params: Params, config: ModelConfig) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch.jit._trace import TracerWarning
 from atelier.errors import AtelierError
 from atelier.sampler import Sampler, draw_noise, quantised
 
+Inputs = dict[str, Tensor]
+
 SILENT = 4  # of onnxruntime, which otherwise tells a failure by lines of its own too
 
 
@@ -45,9 +47,27 @@ def export_onnx(sampler: Sampler, path: Path) -> None:
         AtelierError: if ONNX has no such operation, a size other than that of the batch depends on the batch, or what
             it draws differs.
     """
-    drawing = _Drawing(sampler).eval()
     traced, tried = (_inputs(sampler, count) for count in (2, 3))
-    names = [*traced, "images"]
+    export_network(_Drawing(sampler), traced, tried, "images", path)
+
+
+def export_network(
+    network: nn.Module, traced: Inputs, tried: Inputs, output: str, path: Path, apart: float = 1
+) -> None:
+    """Write a network on the CPU as ONNX, once it has given what torch gives.
+
+    Args:
+        network: whose one output has a row for each row of its inputs.
+        traced: its inputs by name, in their order, a batch of some size.
+        tried: a batch of another size.
+        output: its name.
+        path: of the file.
+        apart: how far the output may be from torch's.
+
+    Raises:
+        AtelierError: as `export_onnx`.
+    """
+    names = [*traced, output]
     # of what fails, the exporter would print the whole graph
     quiet = unittest.mock.patch("torch._C._jit_onnx_log", create=True)
     with warnings.catch_warnings(record=True) as noticed, quiet, torch.no_grad():
@@ -55,7 +75,7 @@ def export_onnx(sampler: Sampler, path: Path) -> None:
         warnings.simplefilter("always", TracerWarning)  # of what a trace takes for a constant
         try:
             torch.onnx.export(
-                drawing,
+                network.eval(),
                 tuple(traced.values()),
                 path,
                 dynamo=False,
@@ -63,22 +83,22 @@ def export_onnx(sampler: Sampler, path: Path) -> None:
                 output_names=names[-1:],
                 dynamic_axes={name: {0: "n"} for name in names},
             )
-            expected, images = drawing(*tried.values()).numpy(), _run(path, tried)
-            if (apart := int(np.abs(images.astype(int) - expected).max())) > 1:
-                raise AtelierError(f"it draws otherwise than torch, by {apart} of 255")
+            expected, given = network(*tried.values()).numpy(), _run(path, tried)
+            if (found := float(np.abs(given.astype(float) - expected).max())) > apart:
+                raise AtelierError(f"it draws otherwise than torch, its {output} by {found:g}")
         except Exception as error:  # whatever torch, ONNX and the code of a model of one's own may raise
             path.unlink(missing_ok=True)
             said = (str(one).split(". ")[0] for one in (error, *(warning.message for warning in noticed[:1])))
             raise AtelierError("; ".join(" ".join(words.split())[:200] for words in said)) from None
 
 
-def _inputs(sampler: Sampler, count: int) -> dict[str, Tensor]:
+def _inputs(sampler: Sampler, count: int) -> Inputs:
     labels = sampler.labels(count, None)
     inputs = {"noise": draw_noise(count, sampler.noise, seed=count)}
     return inputs if labels is None else inputs | {"labels": torch.from_numpy(labels)}
 
 
-def _run(model: Path, inputs: dict[str, Tensor]) -> np.ndarray:
+def _run(model: Path, inputs: Inputs) -> np.ndarray:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

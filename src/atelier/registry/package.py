@@ -11,17 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import atelier
 from atelier.config import Run
-from atelier.config.records import ModelConfig, Report
+from atelier.config.records import TRAININGS, ModelConfig, Report
 from atelier.errors import AtelierError, InputError
 from atelier.evaluation.metrics import cautions
-from atelier.extras import DISTRIBUTION
 from atelier.files import folder_digest
 from atelier.own_code import CARRIED
 from atelier.processes import clean_environment, run
 from atelier.registry.lineage import COMMIT_TAG, PACKAGE_TAG, uri_of
-from atelier.sampler import TRAININGS
+from atelier.registry.wheel import wheel_requirements
 from atelier.tracking import public, public_uri, tracking_uri
 
 if TYPE_CHECKING:
@@ -48,7 +46,10 @@ def make_package(folder: Path, model_folder: Path, report_folder: Path, card: st
 
 
 def model_card(name: str, run: Run, config: ModelConfig, metrics: Report, tags: dict[str, str]) -> str:
-    """Markdown with pictures by paths relative to the package's `artifacts` folder."""
+    """Markdown with pictures by paths relative to the package's `artifacts` folder.
+
+    A paragraph is one line: MLflow shows each end of a line.
+    """
     info, conditions, classes = run.info, metrics.conditions, [plain(name) for name in config.class_names]
     title, source, licence = plain(info.title), plain(info.source), plain(info.licence)
     size = f"{config.width}×{config.height} pixels, {'grey' if config.channels == 1 else 'colour'}"
@@ -75,28 +76,26 @@ Draws images like those of **{title}**: {size}, {asked}. Model `{config.model}`:
 |---|---|---|
 {_rows(metrics)}
 
-{conditions.draws} draws of {conditions.fakes:,} images against {conditions.real:,} real images of the
-{conditions.real_split} split (sha256 {conditions.real_images_sha256[:16]}…), in features of
-{features}; {_deviation(metrics)}.{cautioned} Distances of
-other features, data or numbers of images cannot be compared with these, nor a distance in a classifier's features with
-a published FID.
+{conditions.draws} draws of {conditions.fakes:,} images against {conditions.real:,} real images of the \
+{conditions.real_split} split (sha256 {conditions.real_images_sha256[:16]}…), in features of {features}; \
+{_deviation(metrics)}.{cautioned} Distances of other features, data or numbers of images cannot be compared with \
+these, nor a distance in a classifier's features with a published FID.
 
 ## Data
 
-{title}, {source}. Licence of the data: **{licence}**; whether pictures drawn by a model fall under it is
-for you to judge. Training images sha256 `{config.train_images_sha256}`.
+{title}, {source}. Licence of the data: **{licence}**; whether pictures drawn by a model fall under it is for you to \
+judge. Training images sha256 `{config.train_images_sha256}`.
 
 ## Training
 
-{config.recipe.kimg:g} thousand images seen, on {config.device} ({config.precision}), with torch
-{torch}. {started}{recipe}. Code: commit {commit}. `atelier reproduce`
-trains it again and compares the weights.
+{config.recipe.kimg:g} thousand images seen, on {config.device} ({config.precision}), with torch {torch}. \
+{started}{recipe}. Code: commit {commit}. `atelier reproduce` trains it again and compares the weights.
 
 ## Limits
 
 - It has seen nothing but the data above: what these lack, it lacks, and what is wrong in them it repeats.
-- The metrics are averages; single images may be malformed. Whether it repeats training images is in the report, if
-  that was measured.
+- The metrics are averages; single images may be malformed. Whether it repeats training images is in the report, \
+if that was measured.
 - Its images are made up and prove nothing about the world; do not train a judge of real images on them unawares.
 """
 
@@ -123,21 +122,18 @@ def _rows(metrics: Report) -> str:
     return "\n".join(rows)
 
 
-def description(card: str) -> str:
-    """The card as MLflow shows it beside a version: without pictures, whose paths mean nothing there."""
-    text = "\n".join(line for line in card.splitlines() if not line.startswith("!["))
+def description(card: str, model_id: str) -> str:
+    """The card as MLflow shows it beside a version, its pictures where MLflow's server has them."""
+    place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path=data/{PACKAGE}/"
+    text = card.replace("](report/", f"]({place}report/")
     return text if len(text) <= DESCRIPTION_LIMIT else text[: DESCRIPTION_LIMIT - 1] + "…"
 
 
 def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
-    """Log a package as an MLflow model of a run, which the atelier of the wheel in it loads.
-
-    MLflow reads its requirements in the folder of the model. A package of an older atelier has no wheel.
-    """
+    """Log a package as an MLflow model of a run, which the atelier of the wheel in it loads."""
     import mlflow
     import pandas as pd
 
-    wheels = [f"data/{folder.name}/{wheel.name}" for wheel in folder.glob("*.whl")]
     with mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
             name="model",
@@ -149,7 +145,7 @@ def log_package(run_id: str, folder: Path, config: ModelConfig) -> ModelInfo:
                 {"format": "array"},
             ),
             pip_requirements=[
-                *(wheels or [f"{DISTRIBUTION}=={atelier.__version__}"]),
+                *wheel_requirements(folder, f"data/{folder.name}"),
                 f"torch=={config.versions['torch'].split('+')[0]}",
                 # of the user's own
                 *(

@@ -30,7 +30,7 @@ from atelier.registry.lineage import (
     uri_of,
     version_or_none,
 )
-from atelier.registry.package import PACKAGE, downloaded, fetched, log_package, smoke_test
+from atelier.registry.package import PACKAGE, description, downloaded, fetched, log_package, smoke_test
 from atelier.tracking import (
     check_uri,
     client,
@@ -160,7 +160,7 @@ def best_version(mlflow_client: MlflowClient, name: str, settings: Promote, root
     for version in every(mlflow_client.search_model_versions, equals("name", name)):
         its = judged(version).report if METRICS_TAG in version.tags else None
         if its is not None and why_not_comparable(its, report, metric) is None:
-            alike.append((cost(metric, its.metrics[metric].mean), int(version.version), version))
+            alike.append((cost(metric, its.metrics[metric].mean, its.own), int(version.version), version))
     return min(alike, key=lambda one: one[:2])[2]
 
 
@@ -200,7 +200,8 @@ def copy_version(version: ModelVersion, to_registry: str, root: Path, say: Calla
             target.set_terminated(run_id)
             with downloaded(made.model_uri, version.tags[PACKAGE_TAG], f"{PACKAGE} in {there}"):
                 smoke_test(root, made.model_uri)
-            copy = make_version(target, version.name, made, run_id, tags, version.description or "")
+            card = (package / "MODEL_CARD.md").read_text(encoding="utf-8")
+            copy = make_version(target, version.name, made, run_id, tags, description(card, made.model_id))
     say(f"copied {uri_of(version)} to {there} as version {copy.version}")
     return copy
 

@@ -58,7 +58,7 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
     sampler = Sampler.load(model_folder, root)
     config = sampler.config
     weights_sha256 = config.sampler_sha256
-    metrics = Report.read(report_folder / "metrics.json", f"atelier evaluate {run_name}")
+    metrics = Report.read(report_folder / Report.file, f"atelier evaluate {run_name}")
     if metrics.weights_sha256 != weights_sha256:
         raise InputError(
             f"{report_folder}: judges other weights than {model_folder}; run 'atelier evaluate {run_name}'"
@@ -87,7 +87,7 @@ def register(run_name: str, params: Params, root: Path, say: Callable[[str], Non
                 with contextlib.suppress(Exception):
                     mlflow_client.delete_logged_model(package.model_id)
                 raise
-            version = make_version(mlflow_client, name, package, run_id, tags, description(card))
+            version = make_version(mlflow_client, name, package, run_id, tags, description(card, package.model_id))
         else:
             _require_files(mlflow_client, version)
         mlflow_client.set_terminated(run_id, status="FINISHED")
@@ -138,13 +138,18 @@ def _log_report(
     config: ModelConfig,
     model_folder: Path,
 ) -> None:
-    """The figures as metrics at the end of training, the whole report as artifacts."""
+    """The figures as metrics at the end of training, the whole report as artifacts.
+
+    They are in groups, which MLflow folds: `eval/`, `floor/`, `std/`. A training has an `elbo` too, of its batches.
+    """
     from mlflow.entities import Metric
 
     step = round(config.recipe.kimg * 1000)
     known = mlflow_client.get_run(run_id).data.metrics
-    values = {name: value.mean for name, value in metrics.metrics.items()}
-    values |= {f"{name}_deviation": value.deviation for name, value in metrics.metrics.items()}
+    values = {f"eval/{name}": value.mean for name, value in metrics.measured.items()}
+    floors = {name: floor for name in metrics.measured if (floor := metrics.floor(name)) is not None}
+    values |= {f"floor/{name}": floor.mean for name, floor in floors.items()}
+    values |= {f"std/{name}": value.deviation for name, value in metrics.measured.items()}
     now = int(time.time() * 1000)
     new = [Metric(key, value, now, step) for key, value in values.items() if known.get(key) != value]
     mlflow_client.log_batch(run_id, metrics=new)

@@ -13,14 +13,22 @@ from typing import Any, ClassVar
 from ruamel.yaml import YAML
 
 from atelier.config import OFF, TUNES
-from atelier.config.records import ModelConfig, Record, differences
-from atelier.data.arrays import dvc_md5, prepared_folder
+from atelier.config.records import ModelConfig, Record, differences, images_sha256
+from atelier.data.arrays import dvc_md5, prepared_folder, read_card
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest
 from atelier.models.own import FOLDER, find_model
-from atelier.own_code import CARRIED
+from atelier.own_code import CARRIED, RECIPE
 from atelier.processes import clean_environment, run
-from atelier.registry.lineage import CLEAN_TAG, COMMIT_TAG, DATA_TAG, PARAMS_TAG, find_version, versions_of
+from atelier.registry.lineage import (
+    CLEAN_TAG,
+    COMMIT_TAG,
+    DATA_TAG,
+    PARAMS_TAG,
+    find_version,
+    versions_of,
+    workspace_files,
+)
 from atelier.registry.package import PACKAGE, fetched
 from atelier.tracking import client, mlflow_errors, public, require_store
 from atelier.tracking.origin import git
@@ -75,6 +83,7 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
         version = find_version(mlflow_client, uri, root)
         with fetched(mlflow_client, version, root) as package:
             recorded = ModelConfig.read(package / "model" / "config.json", "atelier register")
+            own = workspace_files(package / "model" / RECIPE)
     tags = version.tags
     if PARAMS_TAG not in tags or not re.fullmatch("[0-9a-f]{40,64}", tags.get(COMMIT_TAG, "")):
         raise InputError(f"{uri}: does not say from which commit and parameters it was made; it cannot be made again")
@@ -86,6 +95,11 @@ def reproduce(uri: str, overrides: tuple[str, ...], root: Path, say: Callable[[s
             raise InputError(
                 f"{uri}: its commit has no {FOLDER}/{recorded.model}.py, which was not committed; the file that it was "
                 f"made by is {PACKAGE}/model/{CARRIED}/{FOLDER}/{recorded.model}.py of its artifacts"
+            )
+        if missing := [name for name in own if not (clone / name).is_file()]:
+            raise InputError(
+                f"{uri}: its commit has no {missing[0]}, which was not committed; the file that it was trained with is "
+                f"{PACKAGE}/model/{RECIPE}/{missing[0]} of its artifacts"
             )
         sections = params.sections(bool(recorded.class_names))
         if recorded.parent_sha256:
@@ -158,10 +172,11 @@ def _bring_data(recorded: ModelConfig, md5: str | None, root: Path, clone: Path,
         say(f"data/prepared/{dataset} does not come from DVC; making it again by ingest and prepare")
         _atelier(clone, recorded, say, "ingest", dataset)
         _atelier(clone, recorded, say, "prepare", dataset)
-    for what in ("images", "labels"):
-        path, then = target / f"train-{what}.npy", getattr(recorded, f"train_{what}_sha256")
-        if then is not None and (now := digest(path)) != then:
-            raise AtelierError(f"data/prepared/{dataset}/{path.name}: was trained on with sha256 {then}, is {now}")
+    images = read_card(clone, dataset).splits["train"].image_files("train")
+    for names, then in ((images, recorded.train_images_sha256), (["train-labels.npy"], recorded.train_labels_sha256)):
+        if then is not None and (now := images_sha256([digest(target / name) for name in names])) != then:
+            named = ", ".join(names)
+            raise AtelierError(f"data/prepared/{dataset}/{named}: was trained on with sha256 {then}, is {now}")
     if md5 is not None and (now := dvc_md5(target)) != md5:
         raise AtelierError(f"data/prepared/{dataset}: DVC's digest was {md5}, is {now}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from atelier.errors import InputError
 from atelier.files import write_atomic
 from atelier.mark import Mark
-from atelier.pictures import npz_bytes, png_bytes, tile
+from atelier.pictures import Images, Labels, npz_bytes, png_bytes, tile
 from atelier.progress import watch
 from atelier.registry.lineage import find_version, parse_uri, uri_of
 from atelier.registry.package import fetched
@@ -42,25 +43,76 @@ def sample(
     """
     with folder_of(model, root) as (folder, version):
         sampler = Sampler.load(folder, root)
-    _check_count(count, sampler, out)
-    labels = sampler.labels(count, label, first)
-    stream = sampler.stream(count, seed, labels, truncation=truncation, first=first)
-    pieces = watch(stream, math.ceil(count / CHUNK), "sample", "batch")
-    images, mark = np.concatenate(list(pieces)), Mark.of(sampler.config, version=version, seed=seed, label=label)
-    if out.suffix == ".png":
-        columns = len(sampler.class_names) if label is None and sampler.class_names else math.ceil(math.sqrt(count))
-        write_atomic(out, png_bytes(tile(images, columns=min(columns, count)), mark))
-    else:
-        write_atomic(out, npz_bytes(mark, images=images, labels=labels if labels is not None else np.full(count, -1)))
-    return out
-
-
-def _check_count(count: int, sampler: Sampler, out: Path) -> None:
-    """Refuse at once what could not be held, or looked at, in the end."""
-    import psutil
-
     if out.suffix == ".png" and count > MOST_IN_A_GRID:
         raise InputError(f"--n {count}: a grid holds at most {MOST_IN_A_GRID:,} images; name a file FILE.npz")
+    return draw(sampler, version, count, seed, label, truncation, first).save(out)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images that a model drew, and its mark. In a notebook they show themselves.
+
+    Attributes:
+        images: uint8 (n, h, w, c).
+        labels: (n,) int64, -1 without classes.
+        mark: which model drew them, and how.
+        columns: of the grid that they are shown in.
+    """
+
+    images: Images
+    labels: Labels
+    mark: Mark
+    columns: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def save(self, out: Path | str) -> Path:
+        """Write FILE.png, a grid, or FILE.npz, the arrays `images` and `labels`; with the mark.
+
+        Raises:
+            InputError: if the file is to be another kind.
+        """
+        out = Path(out)
+        if out.suffix == ".png":
+            write_atomic(out, self._repr_png_())
+        elif out.suffix == ".npz":
+            write_atomic(out, npz_bytes(self.mark, images=self.images, labels=self.labels))
+        else:
+            raise InputError(f"{out}: must end in .npz or .png")
+        return out
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(tile(self.images, columns=self.columns), self.mark)
+
+
+def draw(
+    sampler: Sampler,
+    version: str | None,
+    count: int,
+    seed: int,
+    label: int | None,
+    truncation: float | None = None,
+    first: int = 0,
+) -> Pictures:
+    """Draw `count` images of a seed from number `first` on; classes in turn, or of one `label`.
+
+    Raises:
+        InputError: if the model does not know the label, or memory does not hold so many images.
+    """
+    _check_count(count, sampler)
+    labels = sampler.labels(count, label, first)
+    stream = sampler.stream(count, seed, labels, truncation=truncation, first=first)
+    images = np.concatenate(list(watch(stream, math.ceil(count / CHUNK), "sample", "batch")))
+    columns = len(sampler.class_names) if label is None and sampler.class_names else math.ceil(math.sqrt(count))
+    mark = Mark.of(sampler.config, version=version, seed=seed, label=label)
+    return Pictures(images, np.full(count, -1) if labels is None else labels, mark, min(columns, count))
+
+
+def _check_count(count: int, sampler: Sampler) -> None:
+    """Refuse at once what could not be held in the end."""
+    import psutil
+
     # the images, their pieces, and the file made of them
     wanted, free = 3 * count * sampler.image_bytes, psutil.virtual_memory().available
     if wanted > free:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from atelier.errors import AtelierError
 from atelier.journal import read_journal, read_timing
 from atelier.tracking.runs import RunRecord, ensure_run, group_mark, log_new_params
+from atelier.tracking.shown import pictures_sent, send_pictures
 from atelier.tracking.store import client, mlflow_errors, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LINES_PER_BATCH = 100  # MLflow takes 1,000 figures a call; its step is the number of images seen
+GROUP = "train/"  # of the figures of a training; those of its report are in others
+PICTURES = "pictures"  # beside the journal
 POLL_SECONDS = 2.0
 MACHINE_SECONDS = 10.0  # between two looks at processor, memory, disk, network and GPU
 
@@ -40,7 +43,7 @@ def send_journal(
     for start in range(0, len(new), LINES_PER_BATCH):
         batch = new[start : start + LINES_PER_BATCH]
         metrics = [
-            Metric(name, value, int(moment * 1000), step=_step(line))
+            Metric(GROUP + name, value, int(moment * 1000), step=_step(line))
             for line, moment in batch
             for name, value in line.items()
             if name != "step"
@@ -60,17 +63,17 @@ def last_step_sent(mlflow_client: MlflowClient, run_id: str) -> int:
     A training that goes on from a checkpoint writes again what its journal held beyond that: the same figures at
     another time, which MLflow has already.
     """
-    return max((metric.step for metric in mlflow_client.get_metric_history(run_id, "kimg")), default=-1)
+    return max((metric.step for metric in mlflow_client.get_metric_history(run_id, f"{GROUP}kimg")), default=-1)
 
 
 class Feed(threading.Thread):
-    """Feeds an MLflow run from a training's journal, off the training thread; errors wait and try again.
+    """Feeds an MLflow run from a training's journal and pictures, off its thread; errors wait and try again.
 
     Args:
         root: the workspace.
         name: of the MLflow run.
         params: what the MLflow run records.
-        folder: holds the journal, the times of its lines, and `mlflow.json`, which names the MLflow run.
+        folder: holds journal, times of its lines, pictures, and `mlflow.json`, which names the MLflow run.
         training: digest of what the training is; `mlflow.json` of another training is not continued.
         say: tells the person.
         group: a folder that several trainings share, whose MLflow runs are to be nested in one; None for none.
@@ -94,6 +97,8 @@ class Feed(threading.Thread):
         self.status, self.learned = "FINISHED", dict[str, Any]()
         self.complete = False
         self.machine: Any = None
+        self.shown: set[int] | None = None  # steps of which MLflow has a picture; None: it was not asked yet
+        self.says_that_pictures_wait = False
 
     def run(self) -> None:
         """Send until `end` was called and everything is sent, or its time is over."""
@@ -110,6 +115,7 @@ class Feed(threading.Thread):
                     self._watch_machine(run_id)
                     sent = last_step_sent(mlflow_client, run_id)
                 sent = send_journal(mlflow_client, run_id, self.journal, self.timing, sent, growing=True)
+                self._send_pictures(mlflow_client, run_id)
                 if last_round:
                     log_new_params(mlflow_client, run_id, self.learned, self.params)
                     self.machine.finish()
@@ -125,6 +131,17 @@ class Feed(threading.Thread):
                 mlflow_client = None
                 delay = min(delay * 2, 60.0)
             self.ended.wait(delay) if not last_round else time.sleep(min(delay, 5.0))
+
+    def _send_pictures(self, mlflow_client: MlflowClient, run_id: str) -> None:
+        """A store of artifacts that takes none holds up no figure: `finish_run` sends them then."""
+        try:
+            if self.shown is None:
+                self.shown = pictures_sent(mlflow_client, run_id)
+            send_pictures(mlflow_client, run_id, self.folder / PICTURES, self.shown)
+        except Exception as error:
+            if not self.says_that_pictures_wait:
+                self.say(f"MLflow takes no pictures ({reason(error)[:120]}); 'atelier register' sends them")
+            self.says_that_pictures_wait = True
 
     def _watch_machine(self, run_id: str) -> None:
         """Have MLflow's own monitor log what the machine does; an answer it does not get ends it, until the next."""
@@ -168,13 +185,13 @@ class Feed(threading.Thread):
 
 
 def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, record: Path) -> str:
-    """Make sure that MLflow has the whole journal of an ended training; returns the run's id.
+    """Make sure that MLflow has journal and pictures of an ended training; returns the run's id.
 
     Args:
         root: the workspace.
         name: of the run, if it has to be made.
         params: what the run records.
-        journal: of the training.
+        journal: of the training, beside its pictures.
         record: the folder where the training left the times of the journal's lines and how to find its run.
     """
     timing, known = record / "timing.jsonl", RunRecord.find(record)
@@ -182,4 +199,5 @@ def finish_run(root: Path, name: str, params: dict[str, Any], journal: Path, rec
         run_id = ensure_run(root, name, params, known.run_id if known else None, known.mark if known else "")
         mlflow_client = client(root)
         send_journal(mlflow_client, run_id, journal, timing, last_step_sent(mlflow_client, run_id))
+        send_pictures(mlflow_client, run_id, journal.parent / PICTURES, pictures_sent(mlflow_client, run_id))
     return run_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 PIPELINE_RUN = "ATELIER_PIPELINE_RUN"  # in the environment: the pipeline run that a stage belongs to
+GIT_COMMIT = "ATELIER_GIT_COMMIT"  # in the environment: of an image, or of the workspace that a stage is part of
 PIPELINE_RUN_TAG = "atelier.pipeline_run"
 PIPELINE_TAG = "atelier.pipeline"  # of the run that stands for a pipeline run
 GROUP_TAG = "atelier.seeds"  # of the run that stands for the trainings of several seeds
@@ -54,16 +56,12 @@ def origin_tags(
 
     # MLflow itself would look for the user in /etc/passwd alone, and for the repository of the command, not of the work
     ours = {"mlflow.user": user_name(), "mlflow.source.name": "atelier", "mlflow.source.type": "LOCAL"}
-    try:
-        code = code_of(root)
-    except AtelierError:  # a training is not held up; `atelier register` says it
-        code = None
-    if code is not None:
-        ours["mlflow.source.git.commit"] = code.commit
+    if (commit := commit_of(root)) is not None:
+        ours["mlflow.source.git.commit"] = commit
     tags: dict[str, str] = resolve_tags(ours, ignore=[DefaultRunContext, GitRunContext])
     if pipeline_run := os.environ.get(PIPELINE_RUN) or os.environ.get("DVC_EXP_NAME"):
-        tags[PIPELINE_RUN_TAG] = pipeline_run
-        tags[PARENT_TAG] = _parent(mlflow_client, experiment_id, PIPELINE_TAG, pipeline_run, pipeline_run)
+        parent = _parent(mlflow_client, experiment_id, PIPELINE_TAG, pipeline_run, pipeline_run, tags)
+        tags |= {PIPELINE_RUN_TAG: pipeline_run, PARENT_TAG: parent}
     if group:
         parent = os.environ.get("MLFLOW_RUN_ID") or _parent(mlflow_client, experiment_id, GROUP_TAG, group, name, tags)
         tags = tags | {PARENT_TAG: parent}
@@ -89,6 +87,16 @@ def code_of(root: Path) -> Code | None:
     lines = (status or "").splitlines()
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
     return None if commit == "(initial)" else Code(commit, all(line.startswith("#") for line in lines))
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit of a folder for an MLflow run: by git, or by the environment of a stage that has no checkout."""
+    try:
+        code = code_of(root)
+    except AtelierError:  # a training is not held up; `atelier register` says it
+        return None
+    known = os.environ.get(GIT_COMMIT, "")
+    return code.commit if code else known if re.fullmatch("[0-9a-f]{40,64}", known) else None
 
 
 def git(root: Path, *arguments: str) -> str | None:
@@ -120,7 +128,7 @@ def _parent(
     tag: str,
     value: str,
     name: str,
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str],
 ) -> str:
     """The run that stands for others and bears this tag; of two made at the same time the first one stays."""
     made = None
@@ -136,7 +144,7 @@ def _parent(
             if made is not None and made != first:
                 mlflow_client.delete_run(made)
             return first
-        run = mlflow_client.create_run(experiment_id, run_name=name, tags={**(tags or {}), tag: value})
+        run = mlflow_client.create_run(experiment_id, run_name=name, tags={**tags, tag: value})
         made = str(run.info.run_id)
         mlflow_client.set_terminated(made)  # it holds other runs and has no work of its own
 

@@ -138,12 +138,6 @@ def log_new_params(
         mlflow_client.log_batch(run_id, params=new)
 
 
-def log_picture(root: Path, run_id: str, file: Path) -> None:
-    """Show a picture in a run."""
-    with mlflow_errors(root):
-        client(root).log_artifact(run_id, str(file), "pictures")
-
-
 def experiment_id(mlflow_client: MlflowClient, root: Path) -> str:
     """The experiment that all runs are in, made if there is none.
 
@@ -182,17 +176,21 @@ def close_runs(root: Path, say: Callable[[str], None], older_than_hours: float |
     with mlflow_errors(root):
         mlflow_client = client(root)
         for run in _running(mlflow_client):
-            tags = run.data.tags
             hours = (time.time() - run.info.start_time / 1000) / 3600
-            if tags.get(HOST_TAG) == socket.gethostname():
-                dead = not is_running(int(tags[PID_TAG]))
-            else:
-                dead = older_than_hours is not None and hours > older_than_hours
-            if dead:
+            if has_ended(run) or (not _is_here(run) and older_than_hours is not None and hours > older_than_hours):
                 mlflow_client.set_terminated(run.info.run_id, status="KILLED")
                 say(f"KILLED {run.info.run_name} ({run.info.run_id}), began {hours:.1f} hours ago")
                 closed += 1
     return closed
+
+
+def has_ended(run: Run) -> bool:
+    """Whether nobody feeds a run any more: it says so, or its process on this machine is gone."""
+    return run.info.status != "RUNNING" or (_is_here(run) and not is_running(int(run.data.tags[PID_TAG])))
+
+
+def _is_here(run: Run) -> bool:
+    return bool(run.data.tags.get(HOST_TAG) == socket.gethostname())
 
 
 def close_pipeline_runs(root: Path, pipeline_run: str) -> int:

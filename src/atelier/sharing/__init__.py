@@ -1,0 +1,1 @@
+"""What others get of a model: a playground for any browser, a folder for a model hub."""
