@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -20,6 +21,7 @@ import urllib3
 from kubernetes import client, watch
 
 from atelier.components.workspace import (
+    CLUSTER,
     FAILURES,
     WORKSPACES,
     Artifact,
@@ -30,6 +32,7 @@ from atelier.components.workspace import (
     take,
     workspace,
 )
+from atelier.config.cluster import Cluster
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest_of, read_json, to_json
 from atelier.tracking.origin import PIPELINE_RUN
@@ -38,6 +41,7 @@ T = TypeVar("T")
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUNTIME = "atelier-torch"  # a TrainingRuntime of deploy/
+PATCHES = "atelier-images/launcher"  # whose changes of the runtime those in a TrainJob are
 RUN_LABEL = "pipeline/runid"  # as Kubeflow Pipelines labels the pods of a run
 SPEC_ANNOTATION = "atelier/spec"  # a digest of what was asked for: the API adds to it
 NAMESPACE = "POD_NAMESPACE"  # in the environment of a step of a pipeline whose trainings are TrainJobs
@@ -69,11 +73,12 @@ class Job:
         name: of the TrainJob, from `job_name`.
         runtime: name of the TrainingRuntime in the same namespace; it says volumes, secrets and restarts.
         command: which reads the PET_* variables that the runtime sets, as torchrun does.
-        processes: on each node, one a GPU.
+        gpus: on each node, each with a process; none: one process.
         environment: of the training's containers; no secrets, the runtime has those.
         pipeline_run: that it is part of, and by which it is found when that ends.
         deadline_seconds: after which it counts as failed.
         owner: what it goes with, the workflow of the pipeline run; None outside a cluster.
+        cluster: where its nodes run, what they ask for, and in which queue it waits.
     """
 
     name: str
@@ -82,12 +87,12 @@ class Job:
     image: str
     command: tuple[str, ...]
     nodes: int
-    processes: int
-    gpus: bool
+    gpus: int
     environment: Mapping[str, str]
     pipeline_run: str
     deadline_seconds: int
     owner: Owner | None
+    cluster: Cluster = field(default_factory=Cluster)
 
     def manifest(self) -> dict[str, Any]:
         """The TrainJob as Kubernetes takes it."""
@@ -95,27 +100,51 @@ class Job:
             "image": self.image,
             "command": list(self.command),
             "numNodes": self.nodes,
-            "numProcPerNode": self.processes,
+            "numProcPerNode": max(self.gpus, 1),
             "env": [{"name": name, "value": value} for name, value in self.environment.items()],
+            "resourcesPerNode": self._resources(),
         }
-        if self.gpus:
-            trainer["resourcesPerNode"] = {"limits": {"nvidia.com/gpu": self.processes}}
-        spec = {
+        spec: dict[str, Any] = {
             "runtimeRef": {"kind": "TrainingRuntime", "name": self.runtime},
             "trainer": trainer,
             # holds though nobody is left to end it
             "activeDeadlineSeconds": self.deadline_seconds,
         }
+        if patch := self._patch():
+            node = {"name": "node", "template": {"spec": {"template": {"spec": patch}}}}
+            template = {"spec": {"replicatedJobs": [node]}}
+            spec["runtimePatches"] = [{"manager": PATCHES, "trainingRuntimeSpec": {"template": template}}]
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": self.namespace,
-            "labels": {RUN_LABEL: self.pipeline_run},
+            "labels": {RUN_LABEL: self.pipeline_run, **self.cluster.labels},
             "annotations": {SPEC_ANNOTATION: digest_of(to_json(spec).encode())[:16]},
         }
         if self.owner:
             keys = ("apiVersion", "kind", "name", "uid")
             metadata["ownerReferences"] = [dict(zip(keys, self.owner, strict=True))]
         return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TrainJob", "metadata": metadata, "spec": spec}
+
+    def _resources(self) -> dict[str, Any]:
+        asked = self.cluster.resources.train
+        limits: dict[str, Any] = {"memory": asked.memory}
+        if asked.cpu_limit:
+            limits["cpu"] = asked.cpu_limit
+        if self.gpus:
+            limits["nvidia.com/gpu"] = self.gpus
+        return {"requests": {"cpu": asked.cpu, "memory": asked.memory}, "limits": limits}
+
+    def _patch(self) -> dict[str, Any]:
+        """What the pods of its nodes have otherwise than the runtime says."""
+        has_gpu = self.gpus > 0
+        patch: dict[str, Any] = {}
+        if selector := self.cluster.selector(has_gpu):
+            patch["nodeSelector"] = selector
+        if tolerated := self.cluster.tolerated(has_gpu):
+            patch["tolerations"] = [one.manifest() for one in tolerated]
+        if size := self.cluster.shared_memory:
+            patch["volumes"] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]
+        return patch
 
 
 def job_name(run_id: str, task: str) -> str:
@@ -451,7 +480,10 @@ def _unfit(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
 
 def _refusal(name: str, error: client.ApiException) -> AtelierError:
     """What the API has against a request; wrong input, for another try would be refused as well."""
-    said = " ".join(str(error.body or error.reason).split())[:300]
+    said = str(error.body or error.reason)
+    with contextlib.suppress(ValueError, TypeError, LookupError):
+        said = str(json.loads(said)["message"])
+    said = " ".join(said.split())[:300]
     hint = ""
     if error.status in (401, 403):
         hint = (
@@ -521,10 +553,10 @@ def train_on_nodes(
     outputs: Mapping[str, Artifact],
     image: str,
     nodes: int,
-    processes: int,
+    gpus: int,
     deadline_hours: float,
 ) -> None:
-    """Train a run on `nodes` nodes of `processes` GPUs; as `run_stage`, with the same outputs.
+    """Train a run on `nodes` nodes of `gpus` GPUs; as `run_stage`, with the same outputs.
 
     The workspace lies on a volume that the nodes share. A try after a failed one finds it, and trains on from the
     checkpoints in it.
@@ -536,7 +568,7 @@ def train_on_nodes(
         with workspace(f"train-{name}") as root:
             fill(root, params, data)
             arguments = (name, str(root))
-            job = training_job(api, f"train-{name}", arguments, image, nodes, processes, True, deadline_hours)
+            job = training_job(api, f"train-{name}", arguments, image, nodes, gpus, deadline_hours)
             Launcher(job, lambda line: print(line, flush=True), api, root / FAILURES / name).run()
             take(root, outputs)
 
@@ -547,8 +579,7 @@ def training_job(
     arguments: Sequence[str],
     image: str,
     nodes: int,
-    processes: int,
-    gpus: bool,
+    gpus: int,
     deadline_hours: float,
 ) -> Job:
     """The job of a training that this step is to launch; `arguments` are of `workspace.run_node`."""
@@ -560,12 +591,12 @@ def training_job(
         image=image,
         command=("python", "-m", "atelier.components.workspace", *arguments),
         nodes=nodes,
-        processes=processes,
         gpus=gpus,
         environment={PIPELINE_RUN: run_id},
         pipeline_run=run_id,
         deadline_seconds=round(deadline_hours * 3600),
         owner=_workflow(api),
+        cluster=Cluster.model_validate_json(os.environ.get(CLUSTER, "{}")),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import requests
 
-from atelier.config import load_params
+from atelier.config import Params, load_params
 from atelier.errors import AtelierError
 from atelier.watch import Progress, progress_of
 
@@ -54,12 +54,14 @@ def told_to_trainer(run: str, root: Path, file: str = "params.yaml") -> Iterator
 
 
 def _tell(url: str, run: str, root: Path, file: str, ended: threading.Event) -> None:
+    params: Params | None = None
     told, refused = None, ""
     is_last = False
     while not is_last:
         is_last = ended.wait(INTERVAL_SECONDS)
         try:
-            progress = progress_of(run, load_params(root / file, (), root), root)
+            params = params or load_params(root / file, (), root)
+            progress = progress_of(run, params, root)
             if progress is None or progress == told:
                 continue
             _send(url, trainer_status(progress))

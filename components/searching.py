@@ -72,9 +72,8 @@ def _trial(
     image: str, gpus: str, deadline_hours: str, run: str, _root: str, root: str, _params: str, file: str
 ) -> None:
     """Train a trial as a TrainJob of a node, on the volume; SIGTERM deletes it."""
-    api, gpu_count = api_client(), int(gpus)
-    processes, hours = max(gpu_count, 1), float(deadline_hours)
-    job = training_job(api, run, (run, root, file), image, 1, processes, gpu_count > 0, hours)
+    api = api_client()
+    job = training_job(api, run, (run, root, file), image, 1, int(gpus), float(deadline_hours))
     launcher = Launcher(job, lambda line: print(line, flush=True), api, Path(root) / FAILURES / run)
     try:
         launcher.run()

@@ -78,8 +78,8 @@ def train(
 def train_on_nodes(
     run: str,
     params: dict[str, Any],
-    processes: int,
     nodes: int,
+    gpus: int,
     image: str,
     deadline_hours: float,
     data: Input[Dataset],
@@ -90,7 +90,7 @@ def train_on_nodes(
     from atelier.components.launcher import train_on_nodes
 
     outputs = {f"models/{run}": model, f"runs/{run}": record}
-    train_on_nodes(run, params, [data], outputs, image, nodes, processes, deadline_hours)
+    train_on_nodes(run, params, [data], outputs, image, nodes, gpus, deadline_hours)
 
 
 @component
@@ -138,11 +138,12 @@ def compare(
     versions: Input[list[Artifact]],
     page: Output[HTML],
     summary: Output[Artifact],
+    curves: Output[Artifact],
 ) -> None:
     """Write the report over all runs, which shows on Kubeflow's page of the run."""
     from atelier.components.workspace import run_stage
 
-    outputs = {"reports/index.html": page, "reports/summary.json": summary}
+    outputs = {"reports/index.html": page, "reports/summary.json": summary, "reports/curves.csv": curves}
     run_stage("compare", None, params, [*models, *records, *reports, *versions], outputs)
 
 

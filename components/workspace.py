@@ -31,13 +31,14 @@ from atelier.files import write_atomic, write_json
 from atelier.tracking.origin import PIPELINE_RUN
 
 COMMON_PARAMS = "ATELIER_COMMON_PARAMS"  # in the environment: of training.common_params
+CLUSTER = "ATELIER_CLUSTER"  # in the environment of a step that launches TrainJobs: `cluster` of params.yaml
 TRIES = "ATELIER_TRIES"  # in the environment: how often a stage's command is tried
 WORKSPACES = "ATELIER_WORKSPACES"  # in the environment: the folder of a shared volume
 KEPT_DAYS = 14
 RETRY_SECONDS = 30.0
 LAST_LINES = 200  # in which a failed training's reason is looked for: torchrun adds a report of its own
 FAILURES = "failures"  # in a workspace: what the nodes of each run's TrainJob left
-SOURCES = "sources"  # a stage's parameter beside the sections of params.yaml: code of the workspace's own models
+SOURCES = "sources"  # a stage's parameter beside the sections of params.yaml: code of the workspace's own
 PLACE = "place"  # metadata of an artifact: its path in a workspace, such as models/RUN
 
 
@@ -69,6 +70,7 @@ def run_stage(
     Raises:
         SystemExit: with the stage's exit code, if it fails; it has said why.
     """
+    print(f"{stage} {name}" if name else stage, flush=True)
     with workspace(f"{stage}-{name or 'all'}") as root:
         fill(root, params, inputs)
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
@@ -151,7 +153,7 @@ def fill(root: Path, params: Mapping[str, Any], inputs: Iterable[Artifact]) -> N
 
 
 def write_sources(root: Path, sources: Mapping[str, str]) -> None:
-    """Write the code of a workspace's own models; see `training.handed_over`."""
+    """Write the code of a workspace's own; see `training.handed_over`."""
     for name, text in sources.items():
         write_atomic(root / name, base64.b64decode(text))
 
@@ -323,7 +325,7 @@ def write_html(page: Artifact, title: str, body: str) -> None:
 
 def log_figures(figures: Artifact, report: Artifact) -> None:
     """Give the figures of a report to an artifact, whose metadata Kubeflow shows."""
-    for name, value in Report.read(Path(report.path) / "metrics.json", "atelier evaluate").metrics.items():
+    for name, value in Report.read(Path(report.path) / Report.file, "atelier evaluate").metrics.items():
         figures.metadata |= {name: value.mean, f"{name}_deviation": value.deviation}
 
 

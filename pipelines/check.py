@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +20,10 @@ from kubernetes.utils import parse_quantity
 from ruamel.yaml import YAML
 
 from atelier.components.launcher import GROUP, PLURAL, RUNTIME, VERSION, api_client
+from atelier.config.cluster import Cluster, Resources
 from atelier.errors import AtelierError
 from atelier.pipelines.runs import KUBEFLOW_NAMESPACE, held_up
-from atelier.pipelines.training import CREDENTIALS, NEEDS, SETTINGS, VOLUME, VOLUME_PATH
+from atelier.pipelines.training import CREDENTIALS, SETTINGS, VOLUME, VOLUME_PATH
 
 if TYPE_CHECKING:
     from atelier.pipelines.server import Server
@@ -31,8 +32,10 @@ ASK_SECONDS = 10
 POLL_SECONDS = 2.0
 POD_SECONDS = 300.0  # an image of some gigabytes is pulled
 STUCK_SECONDS = 30.0  # that a pod cannot be scheduled or pulled before it is believed
-JOBSET_GROUP = "jobset.x-k8s.io"
+JOBSET_GROUP, KUEUE_GROUP = "jobset.x-k8s.io", "kueue.x-k8s.io"
 GPU = "nvidia.com/gpu"
+LOOK = ("python", "-m", "atelier.pipelines.check")  # what the pod runs
+CHECK_NEEDS = Resources(cpu="500m", memory="1Gi")
 APPLY = "kubectl apply -k deploy/overlays/…"
 
 
@@ -54,12 +57,14 @@ class Wanted:
         account: service account of the steps.
         nodes: of a training.
         gpus: on each of them.
+        cluster: where steps run, and what they ask for.
     """
 
     image: str
     account: str
     nodes: int
     gpus: int
+    cluster: Cluster
 
 
 def check(server: Server, wanted: Wanted) -> Iterator[Finding]:
@@ -81,6 +86,8 @@ def check(server: Server, wanted: Wanted) -> Iterator[Finding]:
     yield _look("account", lambda: _account(api, namespace, wanted))
     yield _look("controller", lambda: _controller(core))
     yield _look("quota", lambda: _quota(core, namespace, wanted))
+    if wanted.cluster.queue:
+        yield _look("queue", lambda: _queue(api, namespace, wanted.cluster))
     if wanted.gpus:
         yield _look("gpus", lambda: _gpus(core, wanted))
     if wanted.nodes > 1:
@@ -176,7 +183,7 @@ def _controller(core: client.CoreV1Api) -> str:
 
 
 def _quota(core: client.CoreV1Api, namespace: str, wanted: Wanted) -> str:
-    needs = NEEDS["train"]
+    needs = wanted.cluster.resources.train
     asked = {"requests.cpu": needs.cpu, "requests.memory": needs.memory, "limits.memory": needs.memory}
     asked |= {"cpu": needs.cpu, "memory": needs.memory}
     quotas = core.list_namespaced_resource_quota(namespace, _request_timeout=ASK_SECONDS).items
@@ -194,6 +201,28 @@ def _quota(core: client.CoreV1Api, namespace: str, wanted: Wanted) -> str:
                 f"{wanted.gpus * wanted.nodes}"
             )
     return f"{len(quotas)} quotas, wide enough" if quotas else "none"
+
+
+def _queue(api: client.ApiClient, namespace: str, cluster: Cluster) -> str:
+    """The objects of Kueue that the labels of pods and TrainJobs name."""
+    groups = client.ApisApi(api).get_api_versions(_request_timeout=ASK_SECONDS).groups
+    served = [group.preferred_version.version for group in groups if group.name == KUEUE_GROUP]
+    if not served:
+        raise AtelierError(f"Kueue is not installed ({KUEUE_GROUP} is not served); install it, or empty cluster.queue")
+    objects = client.CustomObjectsApi(api)
+    what = f"LocalQueue {cluster.queue}"
+    try:
+        where = (KUEUE_GROUP, *served, namespace, "localqueues", cluster.queue)
+        objects.get_namespaced_custom_object(*where, _request_timeout=ASK_SECONDS)
+        if cluster.priority:
+            what = f"WorkloadPriorityClass {cluster.priority}"
+            of_all = (KUEUE_GROUP, *served, "workloadpriorityclasses", cluster.priority)
+            objects.get_cluster_custom_object(*of_all, _request_timeout=ASK_SECONDS)
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        raise AtelierError(f"{what} is not there; make it, or change `cluster` in params.yaml") from None
+    return f"{cluster.queue} {cluster.priority}".rstrip()
 
 
 def _gpus(core: client.CoreV1Api, wanted: Wanted) -> str:
@@ -228,7 +257,7 @@ def _from_a_pod(core: client.CoreV1Api, namespace: str, wanted: Wanted) -> Itera
     """Start the image as a step is started, and pass on what it finds."""
     name = f"atelier-check-{uuid.uuid4().hex[:8]}"
     try:
-        core.create_namespaced_pod(namespace, pod(name, wanted), _request_timeout=ASK_SECONDS)
+        core.create_namespaced_pod(namespace, pod(name, wanted, LOOK, CHECK_NEEDS), _request_timeout=ASK_SECONDS)
     except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
         yield Finding("image", "unknown", f"no pod can be started ({str(error).splitlines()[0][:200]})")
         return
@@ -251,27 +280,35 @@ def _from_a_pod(core: client.CoreV1Api, namespace: str, wanted: Wanted) -> Itera
             yield Finding("pod", "bad", f"{name} is left; kubectl -n {namespace} delete pod {name}")
 
 
-def pod(name: str, wanted: Wanted) -> dict[str, Any]:
-    """A pod with the account, settings, keys and volume of a step."""
+def pod(
+    name: str, wanted: Wanted, command: Sequence[str], needs: Resources, gpus: int = 0, volume: bool = True
+) -> dict[str, Any]:
+    """A pod with the account, settings, keys, volume and place of a step."""
+    gpu_limit = {GPU: str(gpus)} if gpus else {}
     container = {
         "name": "main",
         "image": wanted.image,
-        "command": ["python", "-m", "atelier.pipelines.check"],
+        "command": list(command),
         "envFrom": [
             {"configMapRef": {"name": SETTINGS, "optional": True}},
             {"secretRef": {"name": CREDENTIALS, "optional": True}},
         ],
-        "resources": {"requests": {"cpu": "500m", "memory": "1G"}, "limits": {"memory": "1G"}},
-        "volumeMounts": [{"name": "workspaces", "mountPath": VOLUME_PATH}],
+        "resources": {
+            "requests": {"cpu": needs.cpu, "memory": needs.memory},
+            "limits": {"memory": needs.memory, **gpu_limit},
+        },
+        "volumeMounts": [{"name": "workspaces", "mountPath": VOLUME_PATH}] if volume else [],
     }
     return {
         "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "atelier-check"}},
         "spec": {
             "restartPolicy": "Never",
             "serviceAccountName": wanted.account,
+            "nodeSelector": wanted.cluster.selector(gpus > 0),
+            "tolerations": [one.manifest() for one in wanted.cluster.tolerated(gpus > 0)],
             "activeDeadlineSeconds": round(POD_SECONDS),
             "containers": [container],
-            "volumes": [{"name": "workspaces", "persistentVolumeClaim": {"claimName": VOLUME}}],
+            "volumes": [{"name": "workspaces", "persistentVolumeClaim": {"claimName": VOLUME}}] if volume else [],
         },
     }
 

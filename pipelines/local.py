@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import io
 import os
 import re
+import threading
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from atelier.components.workspace import PLACE, place, write_sources
 from atelier.errors import AtelierError, InputError
 from atelier.files import read_json
 from atelier.tracking import client, experiment_id, tracking_uri
-from atelier.tracking.origin import PIPELINE_RUN
+from atelier.tracking.origin import GIT_COMMIT, PIPELINE_RUN, commit_of
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner
@@ -24,9 +26,20 @@ if TYPE_CHECKING:
     from atelier.config import Params
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+LOGGED = re.compile(r"\d\d:\d\d:\d\d\.\d+ - [A-Z]+ - ")  # before what kfp's runner logs
+BEGINS = re.compile(r"Executing task '(.+)'")
+OF_KFP = re.compile(r"-+$|\[KFP Executor .*")  # lines that it prints, or that its part of a stage says
 
 
-def run_local(params: Params, root: Path, out: Path, image: str | None, promote: str = "", search: str = "") -> Path:
+def run_local(
+    params: Params,
+    root: Path,
+    out: Path,
+    image: str | None,
+    say: Callable[[str], None],
+    promote: str = "",
+    search: str = "",
+) -> Path:
     """Run the pipeline in subprocesses, or in containers of an image, and lay its outputs out as a workspace.
 
     Args:
@@ -35,6 +48,7 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
         out: a new or empty folder. It becomes a workspace: what each task made, the same where a
             workspace has it, and the MLflow store, unless MLFLOW_TRACKING_URI names another.
         image: a container image; None for subprocesses.
+        say: is told what the stages say; standard output is kfp's meanwhile.
         promote: see `Options`.
         search: see `Options`.
 
@@ -64,9 +78,11 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
     out.mkdir(parents=True, exist_ok=True)
     experiment_id(client(out), out)  # else the first stage makes it, with artifacts in its own short-lived folder
     environment = {PIPELINE_RUN: uuid.uuid4().hex, "MLFLOW_TRACKING_URI": tracking_uri(out)}
+    if (commit := commit_of(root)) is not None:
+        environment[GIT_COMMIT] = commit
     runner = _docker(paths) if image else local.SubprocessRunner(use_venv=False)
     try:
-        with warnings.catch_warnings(), _flat_lists(), _same_print():
+        with warnings.catch_warnings(), _flat_lists(), _same_print(), redirect_stdout(_Told(say)):
             warnings.simplefilter("ignore")  # of what has no meaning here: resources, the name of an image
             local.init(runner, pipeline_root=str(out))
             options = Options(
@@ -76,9 +92,36 @@ def run_local(params: Params, root: Path, out: Path, image: str | None, promote:
     except (RuntimeError, DockerException) as error:
         raise AtelierError(COLOURS.sub("", str(error).splitlines()[0])) from None
     _place_artifacts(out)
-    write_sources(out, handed_over(params, params.runs))
+    parts = [*params.metric_parts(), *(part for name in params.datasets for part in params.dataset_parts(name))]
+    write_sources(out, handed_over(params, params.runs, parts))
     _require_outputs(params, search, out)
     return out
+
+
+class _Line(threading.local):
+    """What a thread is at: its task, and the part of a line that it has written."""
+
+    task, begun = "kfp", ""
+
+
+class _Told(io.TextIOBase):
+    """Standard output of kfp's runner, which has a thread a task: passes on what the stages say, a line at a time."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.line = _Line()
+
+    def write(self, text: str) -> int:
+        """Take part of a line, some lines, or a record of kfp's log: that comes at once, and tells of a new task."""
+        if LOGGED.match(text):
+            if begins := BEGINS.search(COLOURS.sub("", text)):
+                self.line.task, self.line.begun = begins[1], ""
+            return len(text)
+        *lines, self.line.begun = (self.line.begun + text).split("\n")
+        for line in map(str.strip, lines):
+            if line and not OF_KFP.match(line):
+                self.say(f"{self.line.task}: {line}")
+        return len(text)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from atelier.pipelines.training import NEEDS, Options, arguments, compile_pipeli
 
 if TYPE_CHECKING:
     from atelier.config import Params
+    from atelier.pipelines.probe import Probe
     from atelier.pipelines.server import Server
 
 POLL_SECONDS = 10.0
@@ -89,8 +90,14 @@ def page(server: Server, run_id: str) -> str:
     return f"{server.host}/#/runs/details/{run_id}"
 
 
-def follow(server: Server, run_id: str, say: Callable[[str], None]) -> None:
+def follow(server: Server, run_id: str, say: Callable[[str], None], probe: Probe | None = None) -> None:
     """Wait until a run ends and tell its states, those of its stages, and what holds one up.
+
+    Args:
+        server: that runs it.
+        run_id: the run.
+        say: gets each line once.
+        probe: a pod that is looked at until the first stage has begun.
 
     Raises:
         AtelierError: if it ends in anything but success; the message names the stages that failed, and why.
@@ -109,6 +116,10 @@ def follow(server: Server, run_id: str, say: Callable[[str], None]) -> None:
         if run.state:
             tell(f"{run.display_name}: {run.state.lower()}")
         found = stages(run, pods)
+        if probe and (problem := probe.problem()):
+            tell(f"train, tried ahead: {problem}")
+        if probe and (problem or found):
+            probe.end()
         for one in found:
             tell(f"{one.title}: {one.state}")
             if one.problem:

@@ -14,6 +14,7 @@ from cronsim import CronSim, CronSimError
 
 from atelier.errors import AtelierError, InputError
 from atelier.files import digest_of, to_json
+from atelier.pipelines.runs import ENDS
 from atelier.pipelines.server import reference
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def set_schedule(
     """Make the schedule of a name what it shall be; one that is so already is left alone.
 
     The server cannot change a schedule. The new one is made before the old is deleted, both within seconds in which
-    neither is due: every moment has one run, none has two. If this is killed between, saying it again mends it.
+    neither is due: every moment has one run, none has two. If this is killed between, saying it again mends it. An old
+    one whose run goes on is disabled instead, and deleted when this is said after the run's end.
     """
     parent = server.experiment(experiment)
     wanted = {
@@ -120,7 +122,7 @@ def set_schedule(
         right = [server.create(find, server.recurring_runs.recurring_run_service_create_recurring_run, new)]
     for one in before:
         if one.recurring_run_id != right[0].recurring_run_id:
-            _delete(server, one)
+            _retire(server, one, say)
     return right[0]
 
 
@@ -151,12 +153,42 @@ def schedules(server: Server, name: str | None = None) -> list[Any]:
     ]
 
 
-def delete_schedule(server: Server, name: str) -> int:
-    """Delete the schedule of a name; returns how many there were, 0 if it is gone already."""
+def delete_schedule(server: Server, name: str, say: Callable[[str], None]) -> int:
+    """Delete the schedule of a name, or disable it while a run of it goes on; returns how many there were."""
     found = schedules(server, name)
     for one in found:
-        _delete(server, one)
+        _retire(server, one, say)
     return len(found)
+
+
+def _retire(server: Server, one: Any, say: Callable[[str], None]) -> None:
+    """Delete a schedule, unless a run of it goes on.
+
+    The workflows of its runs belong to it in Kubernetes: with it they would be removed in the middle, and their runs
+    stay RUNNING for ever, without a last step.
+    """
+    name = one.display_name
+    if (going := _going(server, one)) is None:
+        _delete(server, one)
+        say(f"{name} [{one.trigger.cron_schedule.cron}]: deleted")
+        return
+    if one.status != "DISABLED":
+        server.call(server.recurring_runs.recurring_run_service_disable_recurring_run, one.recurring_run_id)
+    say(
+        f"{name} [{one.trigger.cron_schedule.cron}]: disabled; its run {going} goes on and would end with it: "
+        f"'atelier schedule delete {name}', or 'set', deletes it after that"
+    )
+
+
+def _going(server: Server, one: Any) -> str | None:
+    """A run of a schedule that has not ended."""
+    listing = server.runs.run_service_list_runs
+    for run in server.pages(listing, "runs", experiment_id=one.experiment_id, sort_by="created_at desc"):
+        if run.created_at and one.created_at and run.created_at < one.created_at:
+            return None
+        if run.recurring_run_id == one.recurring_run_id and (run.state or "") not in ENDS:
+            return str(run.run_id)
+    return None
 
 
 def _delete(server: Server, one: Any) -> None:

@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,13 @@ from kfp import compiler, dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Input, Model
 
 from atelier.components import stages as components
-from atelier.components.workspace import COMMON_PARAMS, SOURCES, TRIES, WORKSPACES
+from atelier.components.workspace import CLUSTER, COMMON_PARAMS, SOURCES, TRIES, WORKSPACES
 from atelier.config import Params
+from atelier.config.cluster import Cluster
 from atelier.errors import InputError
 from atelier.files import write_atomic
-from atelier.own_code import sources
+from atelier.own import Part
+from atelier.own_code import part_sources, sources
 from atelier.plan import STAGES as PLANNED
 
 NAME, SEARCH_NAME = "atelier-training", "atelier-search"
@@ -37,6 +39,7 @@ LOST_PODS = 10  # that a stage survives
 # whose parameters `register` writes down for `atelier reproduce`; it is never taken from the cache
 WRITTEN_DOWN = ("prepare", "train")
 
+OnNode = Callable[[Any], Any]  # what gives a task its place
 Items = list[dict]  # type: ignore[type-arg]  # kfp has no type for a field of an item that may be anything
 
 
@@ -51,26 +54,33 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a stage asks of its node."""
+    """What a stage asks of its node.
 
-    cpu: str
-    memory: str
+    Attributes:
+        resources: which of `cluster.resources`.
+        gpu: whether it uses one.
+        effects: whether it leaves something outside its artifacts: never taken from the cache.
+        queues: whether it waits in the queue; what waits for trainings there would keep them from their turn.
+    """
+
+    resources: str
     gpu: bool = False
-    effects: bool = False  # leaves something outside its artifacts: never taken from the cache
+    effects: bool = False
+    queues: bool = True
 
 
 NEEDS = {
-    "ingest": Needs("1", "2G"),
-    "prepare": Needs("2", "4G"),
-    "reference": Needs("2", "8G", gpu=True),
-    "train": Needs("4", "16G", gpu=True),
-    "train-on-nodes": Needs("500m", "2G", effects=True),  # it launches and waits
-    "evaluate": Needs("2", "8G", gpu=True),
-    "register": Needs("1", "4G", effects=True),
-    "compare": Needs("1", "2G"),
-    "promote": Needs("500m", "2G", effects=True),
-    "search": Needs("500m", "2G", effects=True),  # it proposes and waits
-    "close-runs": Needs("500m", "1G", effects=True),
+    "ingest": Needs("ingest"),
+    "prepare": Needs("prepare"),
+    "reference": Needs("reference", gpu=True),
+    "train": Needs("train", gpu=True),
+    "train-on-nodes": Needs("launch", effects=True, queues=False),
+    "evaluate": Needs("evaluate", gpu=True),
+    "register": Needs("register", effects=True),
+    "compare": Needs("compare"),
+    "promote": Needs("launch", effects=True),
+    "search": Needs("launch", effects=True, queues=False),
+    "close-runs": Needs("launch", effects=True, queues=False),
 }
 
 
@@ -153,8 +163,8 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
     """`params.yaml` of one stage: its data sets and runs, what it reads, and nothing of others.
 
     Runs are a list, each with its name: Kubeflow keeps the order of a list, not of a mapping. With them go the sources
-    of models that the workspace holds: the image need not have them, and what was made with others is not taken from
-    the cache.
+    of models, losses and the like that the workspace holds: the image need not have them, and what was made with others
+    is not taken from the cache.
     """
     values = params.model_dump(mode="json", by_alias=True, exclude_none=True)  # a null is no default for Kubeflow
     made: dict[str, Any] = {"datasets": list(datasets)}
@@ -164,7 +174,9 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
         section, _, key = _key(name).partition(".")
         if section in values and section != "runs":
             made[section] = made.get(section, {}) | {key: values[section][key]}
-    if own := handed_over(params, runs):
+    parts = [part for name in datasets for part in params.dataset_parts(name)] if stage == "ingest" else []
+    parts += params.metric_parts() if "metrics" in made.get("evaluate", {}) else ()
+    if own := handed_over(params, runs, parts):
         made[SOURCES] = own
     # a data set of one's own is known by these two
     for section, key in (("ingest", "paths"), ("prepare", "sets")):
@@ -175,10 +187,14 @@ def stage_params(params: Params, stage: str, datasets: Iterable[str], runs: Iter
     return made
 
 
-def handed_over(params: Params, runs: Iterable[str]) -> dict[str, str]:
-    """The sources of the workspace's own models that runs name, by path: in base 64, since Argo expands `{{…}}`."""
-    codes = [code for code in (params.run(run).code for run in runs) if code.module is None]
-    return {name: base64.b64encode(content).decode() for code in codes for name, content in sources(code).items()}
+def handed_over(params: Params, runs: Iterable[str], parts: Iterable[Part] = ()) -> dict[str, str]:
+    """The workspace's own code that runs name, and parts, by path: in base 64, since Argo expands `{{…}}`."""
+    found = dict[str, bytes]()
+    for run in map(params.run, runs):
+        found |= sources(run.code) if run.code.module is None else {}
+        parts = (*parts, *run.parts)
+    found |= part_sources(part for part in parts if part.module is None)
+    return {name: base64.b64encode(content).decode() for name, content in found.items()}
 
 
 def _key(name: str) -> str:
@@ -189,7 +205,8 @@ def _key(name: str) -> str:
 def common_params(params: Params) -> str:
     """What changes nothing that is made, as JSON: it goes to all stages by their environment, past the cache's key."""
     read = {_key(name) for stage in PLANNED.values() for name in stage.reads} | {"ingest.paths", "prepare.sets"}
-    values = params.model_dump(mode="json", by_alias=True, exclude={"datasets", "runs", "promote", "search"})
+    without = {"datasets", "runs", "promote", "search", "cluster"}
+    values = params.model_dump(mode="json", by_alias=True, exclude=without)
     return json.dumps(
         {
             section: {key: value for key, value in keys.items() if f"{section}.{key}" not in read}
@@ -211,9 +228,9 @@ def compile_pipeline(params: Params, options: Options, target: Path) -> Path:
         )
     if options.search:
         params.search_of(options.search)  # there is one
-    if options.nodes > 1 and not (options.volume and options.gpus):
-        raise InputError("--nodes: training on several nodes needs --gpus and --volume")
-    if (ranks := options.nodes * options.gpus) > 1:
+    if options.nodes > 1 and not options.volume:
+        raise InputError("--nodes: training on several nodes needs --volume")
+    if (ranks := options.nodes * max(options.gpus, 1)) > 1:
         _require_even_split(params, ranks)
     partial = target.with_name(f".{target.stem}.partial.yaml")
     try:
@@ -234,7 +251,7 @@ def _require_even_split(params: Params, ranks: int) -> None:
 
     for name in params.runs:
         try:
-            share_of(params.run(name).recipe.batch, ranks)
+            share_of(params.run(name).recipe.over(ranks).batch, ranks)
         except InputError as error:
             raise InputError(f"params.yaml: runs.{name}.batch: {error}") from None
 
@@ -245,15 +262,27 @@ def gates(params: Params) -> dict[str, Any]:
     return stage_params(params, "compare", params.datasets, ()) | {"promote": promote}
 
 
-def place_on_node(task: Any, options: Options, common: str) -> Any:
-    """Give a task its image, resources, secrets, retries and caching."""
+def place_on_node(task: Any, options: Options, cluster: Cluster, common: str) -> Any:
+    """Give a task its image, resources, place, secrets, retries and caching."""
     stage, image, gpus = task.name, options.image, options.gpus
     needs = NEEDS[stage]
     task.set_container_image(image).set_caching_options(not needs.effects)
-    task.set_cpu_request(needs.cpu).set_memory_request(needs.memory).set_memory_limit(needs.memory)
-    if needs.gpu and gpus:
+    resources = cluster.resources.of(needs.resources)
+    task.set_cpu_request(resources.cpu).set_memory_request(resources.memory).set_memory_limit(resources.memory)
+    if resources.cpu_limit:
+        task.set_cpu_limit(resources.cpu_limit)
+    has_gpu = needs.gpu and gpus > 0
+    if has_gpu:
         count = gpus if stage == "train" else 1
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(count)
+    for key, value in cluster.selector(has_gpu).items():
+        kubernetes.add_node_selector(task, key, value)
+    for one in cluster.tolerated(has_gpu):
+        kubernetes.add_toleration(
+            task, one.key or None, one.operator, one.value or None, one.effect, toleration_seconds=one.seconds
+        )
+    for key, value in cluster.labels.items() if needs.queues else ():
+        kubernetes.add_pod_label(task, key, value)
     if options.tries > 1:
         # The server tries again what its pod was lost of, not what failed: that is for `workspace.run_command`.
         # The window is of all tries together, and the later ones are ended with it: as long as the stage may take.
@@ -270,8 +299,10 @@ def place_on_node(task: Any, options: Options, common: str) -> Any:
     if options.on_jobs and stage in ("ingest", "train-on-nodes", "search", "close-runs"):
         for name, field in {"NAME": "name", "UID": "uid", "NAMESPACE": "namespace"}.items():
             kubernetes.use_field_path_as_env(task, f"POD_{name}", f"metadata.{field}")
+        task.set_env_variable(CLUSTER, cluster.model_dump_json(by_alias=True, exclude_none=True))
     if stage == "train":
-        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory")
+        size = {"size_limit": cluster.shared_memory} if cluster.shared_memory else {}
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", **size)
     if stage in ("train", "train-on-nodes", "search", "close-runs") and options.volume:
         kubernetes.mount_pvc(task, VOLUME, VOLUME_PATH)
         task.set_env_variable(WORKSPACES, VOLUME_PATH)
@@ -283,28 +314,36 @@ def build(options: Options, params: Params) -> Any:
     if options.search and options.promote:
         raise InputError("--promote: a search makes no versions; leave out one of --promote and --search")
     common = common_params(params)
-    return _searching(options, common) if options.search else _training(options, common, gates(params))
 
-
-def _training(options: Options, common: str, gates: dict[str, Any]) -> Any:
     def on_node(task: Any) -> Any:
-        return place_on_node(task, options, common)
+        return place_on_node(task, options, params.cluster, common)
+
+    if options.search:
+        return _searching(options, on_node)
+    return _training(options, on_node, gates(params), params.cluster.parallel)
+
+
+def _training(options: Options, on_node: OnNode, gates: dict[str, Any], parallel: int) -> Any:
 
     # A pipeline of its own: the server finds no value for a loop over a field of another loop's item, but takes the
     # field as a parameter of a pipeline. Data come in one by one: of a list that goes into a loop, the server hands on
     # the item made last (kubeflow/pipelines issue 13900).
     @dsl.pipeline(name="trainings")
     def trainings(runs: Items, data: Input[Dataset], measure: Input[Artifact]) -> Trained:
-        with dsl.ParallelFor(runs) as item:
-            on_nodes: dict[str, Any] = {}
+        with dsl.ParallelFor(runs, parallelism=parallel or None) as item:
             if options.nodes > 1:
-                on_nodes = {"nodes": options.nodes, "image": options.image}
-                on_nodes["deadline_hours"] = float(options.deadline_hours)
-            trained = on_node(
-                (components.train_on_nodes if on_nodes else components.train)(
-                    run=item.run, params=item.train, processes=max(options.gpus, 1), data=data, **on_nodes
+                task = components.train_on_nodes(
+                    run=item.run,
+                    params=item.train,
+                    nodes=options.nodes,
+                    gpus=options.gpus,
+                    image=options.image,
+                    deadline_hours=float(options.deadline_hours),
+                    data=data,
                 )
-            )
+            else:
+                task = components.train(run=item.run, params=item.train, processes=max(options.gpus, 1), data=data)
+            trained = on_node(task)
             model, record = trained.outputs["model"], trained.outputs["record"]
             evaluated = on_node(
                 components.evaluate(run=item.run, params=item.evaluate, data=data, measure=measure, model=model)
@@ -323,7 +362,8 @@ def _training(options: Options, common: str, gates: dict[str, Any]) -> Any:
     # a pipeline of its own, for the server ties what is done at the end to a pipeline, not to a loop
     @dsl.pipeline(name="stages")
     def stages(datasets: Items, compare: dict[str, Any], repository: str, revision: str, dvc_remote: str) -> None:
-        with dsl.ParallelFor(datasets) as item:
+        # the server counts within a loop: so many runs at a time are those of one data set
+        with dsl.ParallelFor(datasets, parallelism=1 if parallel else None) as item:
             ingested = on_node(
                 components.ingest(
                     dataset=item.dataset,
@@ -374,10 +414,7 @@ def _training(options: Options, common: str, gates: dict[str, Any]) -> Any:
     return training
 
 
-def _searching(options: Options, common: str) -> Any:
-    def on_node(task: Any) -> Any:
-        return place_on_node(task, options, common)
-
+def _searching(options: Options, on_node: OnNode) -> Any:
     @dsl.pipeline(name="search-stages")
     def stages(dataset: str, search: str, ingest: dict[str, Any], prepare: dict[str, Any], params: dict[str, Any],
                repository: str, revision: str, dvc_remote: str) -> None:  # fmt: skip

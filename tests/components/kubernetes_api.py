@@ -52,6 +52,7 @@ class KubernetesApi:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.new_pods: dict[str, Any] = {"phase": "Succeeded"}  # state of those that a client makes
         self.logs: dict[str, list[str]] = {}
         self.requests: list[tuple[str, str]] = []
         self.created: list[dict[str, Any]] = []
@@ -102,7 +103,7 @@ class KubernetesApi:
         self.pods.append({"metadata": metadata, "status": {"phase": phase}, "spec": {"containers": []}})
         self.logs[name] = list(lines)
 
-    def wait_for(self, kind: str, count: int = 1, seconds: float = 20) -> None:
+    def wait_for(self, kind: str, count: int = 1, seconds: float = 120) -> None:
         """Wait until `count` requests of a kind have come."""
         deadline = time.monotonic() + seconds
         with self.changed:
@@ -149,7 +150,7 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
             if kind == "watch":
                 return self.watch(query, fault)
             if kind == "pods":
-                return self.list_pods(query)
+                return self.list_pods(query) if name == "pods" and self.command == "GET" else self.pod(name, raw)
             if kind == "log":
                 return self.flow() if fault == "flow" else self.log(address.path.split("/")[-2], query)
             if kind == "review":
@@ -230,6 +231,19 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
             wanted = dict(part.split("=") for part in query["labelSelector"][0].split(","))
             items = [pod for pod in api.pods if wanted.items() <= pod["metadata"]["labels"].items()]
             self.send(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+
+        def pod(self, name: str, raw: bytes) -> None:
+            """Make, give or remove one pod; its state is what `new_pods` says."""
+            if self.command == "POST":
+                made = json.loads(raw)
+                api.pods.append(made | {"status": api.new_pods})
+                return self.send(201, api.pods[-1])
+            found = next((pod for pod in api.pods if pod["metadata"]["name"] == name), None)
+            if found is None:
+                return self.status(404, f'pods "{name}" not found')
+            if self.command == "DELETE":
+                api.pods.remove(found)
+            return self.send(200, found)
 
         def log(self, pod: str, query: dict[str, list[str]]) -> None:
             lines = api.logs[pod]

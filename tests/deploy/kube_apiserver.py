@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ import urllib3
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes import client
+
+from ports import free_ports
 
 BINARY = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "atelier", "kube-apiserver")
 ADMIN_TOKEN = "of-the-test"
@@ -47,7 +48,7 @@ class Cluster:
 @contextmanager
 def kube_apiserver(folder: Path) -> Iterator[Cluster]:
     """Run the API on free ports of 127.0.0.1, with its state in `folder`."""
-    etcd_port, peer_port, port = _free_ports(3)
+    etcd_port, peer_port, port = free_ports(3)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     (folder / "accounts.key").write_bytes(
         key.private_bytes(
@@ -100,16 +101,8 @@ def _running(command: list[str], log: Path) -> Iterator[None]:
                 process.kill()
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-
-
 def _wait_until_ready(cluster: Cluster, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         try:
             if cluster.certificate.exists():

@@ -34,8 +34,7 @@ JOB = Job(
     image="registry.example.org/atelier@sha256:" + "0" * 64,
     command=("torchrun", "-m", "atelier", "train", "digits"),
     nodes=2,
-    processes=1,
-    gpus=True,
+    gpus=1,
     environment={"OMP_NUM_THREADS": "1"},
     pipeline_run="run-1",
     deadline_seconds=30,
@@ -103,7 +102,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, built: dict[str, list[Any]
 def wait_until_served(cluster: Cluster) -> None:
     """The API answers for a new kind before it names it among those it has, which is where the clients look."""
     wanted = {(GROUP, PLURAL), (GROUP, "trainingruntimes")}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         with contextlib.suppress(client.ApiException):  # a group is named before its version is
             if wanted <= set(served(cluster)):

@@ -72,6 +72,7 @@ class KubeflowServer:
 
     def __init__(self) -> None:
         self.things: dict[str, dict[str, Any]] = defaultdict(dict)
+        self.lost: list[dict[str, Any]] = []  # runs whose workflow was removed
         self.requests: list[tuple[str, str, Any]] = []
         self.refused: list[list[str]] = []
         self.faults: dict[tuple[str, str], list[int | str]] = {}
@@ -110,7 +111,12 @@ class KubeflowServer:
         if method == "DELETE":
             if self.things[kind].pop(parts[1], None) is None:
                 return 404, {"message": f"{parts[1]} not found"}
+            # the workflow of a run belongs to its schedule, and goes with it
+            self.lost += [one for one in self.made("runs") if one.get("recurring_run_id") == parts[1]]
             self.on_change()
+            return 200, {}
+        if kind == "recurringruns" and parts[-1].endswith(":disable"):
+            self.things[kind][parts[1].partition(":")[0]]["status"] = "DISABLED"
             return 200, {}
         if action := re.fullmatch(r"([^:]+):(terminate|retry)", parts[-1]):
             if action[1] not in self.things["runs"]:

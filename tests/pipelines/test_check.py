@@ -18,6 +18,7 @@ from listening import listening
 from atelier.cli import main
 from atelier.pipelines import check
 
+PROJECT = Path(__file__).parents[2]
 CORE = "/api/v1/namespaces/kubeflow"
 IMAGE = "registry.example.org/atelier@sha256:" + "0" * 64
 SAID = {"what": "volume from a pod", "state": "good", "said": "writable"}
@@ -42,11 +43,17 @@ WELL: dict[str, Any] = {
     "/api/v1/nodes": {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "2"}}}] * 2},
     "/apis/": {
         "groups": [
-            {"name": name, "versions": [{"groupVersion": f"{name}/v1", "version": "v1"}]}
-            for name in ("trainer.kubeflow.org", "jobset.x-k8s.io")
+            {
+                "name": name,
+                "versions": [{"groupVersion": f"{name}/v1", "version": "v1"}],
+                "preferredVersion": {"groupVersion": f"{name}/v1", "version": "v1"},
+            }
+            for name in ("trainer.kubeflow.org", "jobset.x-k8s.io", "kueue.x-k8s.io")
         ]
     },
     "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainingruntimes/atelier-torch": {},
+    "/apis/kueue.x-k8s.io/v1/namespaces/kubeflow/localqueues/team": {},
+    "/apis/kueue.x-k8s.io/v1/workloadpriorityclasses/night": {},
     "pod": {"phase": "Succeeded"},
 }
 
@@ -105,6 +112,7 @@ def found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
             configuration.retries = False
             monkeypatch.setattr(check, "api_client", lambda: client.ApiClient(configuration))
             command = ["pipeline", "check", "--host", pipelines.url, "--nodes", "2", "--gpus", "2", "--json", *options]
+            command += ["--root", str(PROJECT), "--set", "cluster={queue: team, priority: night}"]
             monkeypatch.setattr("sys.argv", ["atelier", *command])
             code = int(main() or 0)
             assert not pipelines.refused
@@ -118,7 +126,7 @@ def test_all_is_well(found: Callable[..., Any]) -> None:
     code, findings = found(WELL, "--image", IMAGE)
     assert code == 0, findings
     assert {state for state, _ in findings.values()} == {"good"}
-    assert len(findings) == 12
+    assert len(findings) == 13
     assert findings["volume from a pod"] == ("good", "writable")
 
 
@@ -137,6 +145,7 @@ WAITING = [
 SETTINGS, VOLUME = f"{CORE}/configmaps/atelier-settings", f"{CORE}/persistentvolumeclaims/atelier-workspaces"
 CONTROLLER, ACCOUNT = f"{CORE}/configmaps/workflow-controller-configmap", f"{CORE}/serviceaccounts/atelier-pipeline"
 RUNTIME = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainingruntimes/atelier-torch"
+*TRAINER, KUEUE = WELL["/apis/"]["groups"]
 ONE_NODE = {"spec": {"accessModes": ["ReadWriteOnce"]}, "status": {"phase": "Bound"}}
 NARROW = {"items": [{"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {"cpu": "1"}}}]}
 
@@ -154,8 +163,11 @@ NARROW = {"items": [{"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {
         (CONTROLLER, {"data": {}}, "controller", "retryPolicy is OnFailure"),
         (f"{CORE}/resourcequotas", NARROW, "quota", "allows 1 of cpu"),
         ("/api/v1/nodes", {"items": [{"status": {"allocatable": {}}}]}, "gpus", "0 on 1 nodes"),
-        ("/apis/", {"groups": []}, "trainer", "Kubeflow Trainer is not installed"),
+        ("/apis/", {"groups": [KUEUE]}, "trainer", "Kubeflow Trainer is not installed"),
+        ("/apis/", {"groups": [*TRAINER]}, "queue", "Kueue is not installed"),
         (RUNTIME, 404, "trainer", "TrainingRuntime"),
+        ("/apis/kueue.x-k8s.io/v1/namespaces/kubeflow/localqueues/team", 404, "queue", "LocalQueue team is not there"),
+        ("/apis/kueue.x-k8s.io/v1/workloadpriorityclasses/night", 404, "queue", "WorkloadPriorityClass night is not"),
         ("pod", {"phase": "Pending", "containerStatuses": WAITING}, "image", "ErrImagePull: not found"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ places = {
     "train": ["models/{}/", "runs/{}/"],
     "evaluate": ["reports/{}/"],
     "register": ["registry/{}.json"],
-    "compare": ["reports/index.html", "reports/summary.json"],
+    "compare": ["reports/index.html", "reports/summary.json", "reports/curves.csv"],
 }
 for place in places[stage]:
     target = root / place.format(name)
@@ -63,7 +64,7 @@ for place in places[stage]:
     write_json(target / "made.json", content)
     for page in ("card.json", "contact-sheet.png", "grid.png", "training.gif"):
         write_json(target / page, {})
-    write_json(target / "metrics.json", REPORT)
+    write_json(target / "report.json", REPORT)
 """
 
 
@@ -77,8 +78,9 @@ def test_each_stage_finds_what_is_of_its_own_data_set_and_run(
     (stub / "__main__.py").write_text(f"import json\nREPORT = json.loads({judged!r})\n{STAGES}")
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stub.parent), environment["PYTHONPATH"]]))
-    printed = print
-    out = run_local(load_params(tmp_path / "params.yaml"), tmp_path, tmp_path / "out", None)
+    printed, said = print, list[str]()
+    out = run_local(load_params(tmp_path / "params.yaml"), tmp_path, tmp_path / "out", None, said.append)
+    assert {"ingest: ingest mnist", "train: train a", "train: train b", "compare: compare"} <= set(said)
 
     def inputs(place: str) -> list[str]:
         return list(read_json(out / place)["of"])
@@ -107,9 +109,11 @@ def test_a_failing_stage_fails_the_run_and_the_runs_end(small_mnist: Path, envir
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("atelier: Pipeline 'atelier-training' finished with status FAILURE")
     assert "'ingest'" in last
-    assert f"{small_mnist / 'not-there'}" in result.stdout  # what the stage said
+    assert f"{small_mnist / 'not-there'}" in result.stderr  # what the stage said
     assert "Traceback" not in result.stdout + result.stderr
-    assert "MLflow runs closed: 0" in result.stdout  # whatever happens
+    assert "MLflow runs closed: 0" in result.stderr  # whatever happens
+    assert result.stdout == ""
+    assert not re.search(r"KFP|INFO|----|\x1b", result.stderr), "lines of kfp's own"
     assert not (out / "reports").exists()
 
 

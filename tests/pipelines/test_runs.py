@@ -14,10 +14,14 @@ from kubernetes.config import kube_config
 from kubernetes_api import KubernetesApi, kubernetes_api
 
 from atelier.cli import main
+from atelier.config.cluster import Cluster
 from atelier.errors import AtelierError
 from atelier.pipelines import runs, server
+from atelier.pipelines.probe import Probe
 from atelier.pipelines.runs import Pods
+from atelier.pipelines.training import Options
 
+PROJECT = Path(__file__).parents[2]
 RUN = "0a1b2c3d-run"
 Command = Callable[..., int]
 
@@ -187,6 +191,43 @@ def test_what_holds_a_pod_up_is_told(
     with pytest.raises(AtelierError):
         runs.follow(server.Server(kubeflow.url), RUN, said.append)
     assert said.count(told) == 1
+
+
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu"}
+
+
+def test_what_would_hold_a_training_up_is_told_before_the_first_stage(
+    kubeflow: KubeflowServer,
+    cluster: KubernetesApi,
+    atelier: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kubeflow.states = ["RUNNING", "RUNNING", "FAILED"]
+    cluster.new_pods = {"phase": "Pending", "conditions": [UNSCHEDULABLE]}
+    command = [
+        "pipeline",
+        "submit",
+        "--image",
+        f"registry/atelier@sha256:{'0' * 64}",
+        "--root",
+        str(PROJECT),
+        "--gpus",
+        "2",
+    ]
+    assert atelier(*command, "--set", "cluster.gpu_nodes={pool: gpu}") == 1
+    assert capsys.readouterr().err.count("train, tried ahead: cannot be scheduled: Insufficient cpu\n") == 1
+    assert not cluster.pods
+    assert [kind for kind, _ in cluster.requests].count("pods") > 2
+
+
+@pytest.mark.parametrize("refused", [403, "drop"])
+def test_without_the_right_to_make_pods_none_is_tried_ahead(
+    kubeflow: KubeflowServer, cluster: KubernetesApi, refused: int | str
+) -> None:
+    cluster.faults["pods"] = [refused]
+    with Probe(Pods(None), Options("registry/atelier@sha256:0"), None, Cluster()) as probe:
+        assert not probe.problem()
+    assert len(cluster.requests) == 1
 
 
 def test_a_failed_stage_is_named_with_its_last_line(kubeflow: KubeflowServer, cluster: KubernetesApi) -> None:

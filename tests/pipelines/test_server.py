@@ -304,6 +304,22 @@ def test_what_a_killed_change_left_is_mended(kubeflow, atelier) -> None:  # type
     assert len(kubeflow.made("recurringruns")) == 1
 
 
+def test_a_schedule_whose_run_goes_on_is_disabled_and_deleted_after_it(kubeflow, atelier, capsys) -> None:  # type: ignore[no-untyped-def]
+    """Seen on Kubeflow 2.17: the workflow of a run is removed with its schedule, and the run stays RUNNING for ever."""
+    assert atelier("schedule", "set", "nightly", "--cron", "0 3 * * *", *ROOT) == 0
+    (old,) = kubeflow.made("recurringruns")
+    of_old = {"recurring_run_id": old["recurring_run_id"], "experiment_id": old["experiment_id"]}
+    for name, state in {"done": "SUCCEEDED", "going": "RUNNING"}.items():
+        kubeflow.things["runs"][name] = of_old | {"run_id": name, "display_name": name, "state": state}
+    assert atelier("schedule", "set", "nightly", "--cron", "0 4 * * *", *ROOT) == 0
+    assert "[0 0 3 * * *]: disabled; its run going goes on" in capsys.readouterr().err
+    assert [one["status"] for one in kubeflow.made("recurringruns")] == ["DISABLED", "ENABLED"]
+    assert not kubeflow.lost
+    kubeflow.things["runs"]["going"]["state"] = "FAILED"
+    assert atelier("schedule", "set", "nightly", "--cron", "0 4 * * *", *ROOT) == 0
+    assert [one["status"] for one in kubeflow.made("recurringruns")] == ["ENABLED"]
+
+
 def test_list_and_delete(kubeflow, atelier, capsys) -> None:  # type: ignore[no-untyped-def]
     for name in ("nightly", "weekly"):
         assert atelier("schedule", "set", name, "--cron", "0 3 * * *", *ROOT) == 0

@@ -13,8 +13,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from atelier.cli import main
-from atelier.components.workspace import COMMON_PARAMS, as_written, fill
+from atelier.components.workspace import CLUSTER, COMMON_PARAMS, as_written, fill
 from atelier.config import load_params
+from atelier.config.cluster import Cluster
 from atelier.errors import InputError
 from atelier.files import digest, write_json
 from atelier.pipelines.training import CREDENTIAL_KEYS, NEEDS, Options, arguments, common_params, compile_pipeline
@@ -255,6 +256,7 @@ def stages_of(params: Path, *overrides: str) -> dict[tuple[str, str], Any]:
         ("train.checkpoint_seconds=5", ""),
         ("ingest.timeout_seconds=5", ""),
         ("promote.at_most={}", ""),
+        ("cluster.resources.train.cpu=4", ""),
     ],
 )
 def test_a_parameter_reaches_those_that_read_it(change: str, stages: str, tmp_path: Path) -> None:
@@ -379,12 +381,70 @@ def test_on_several_nodes_training_is_launched(tmp_path: Path) -> None:
         for key, value in task["inputs"]["parameters"].items()
         if "runtimeValue" in value
     }
-    assert constants == {"nodes": 2, "processes": 4, "image": IMAGE, "deadline_hours": 5}
+    assert constants == {"nodes": 2, "gpus": 4, "image": IMAGE, "deadline_hours": 5}
     container = specification["deploymentSpec"]["executors"]["exec-train-on-nodes"]["container"]
     assert "accelerator" not in container["resources"]
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train-on-nodes"]
     assert {"POD_NAME", "POD_UID", "POD_NAMESPACE"} <= {field["name"] for field in kubernetes["fieldPathAsEnv"]}
     assert kubernetes["pvcMount"]
+
+
+CLUSTER_KEYS = (
+    "cluster.resources.train={cpu: 6, memory: 24Gi, cpu_limit: 8}",
+    "cluster.shared_memory=1Gi",
+    "cluster.nodes={pool: any}",
+    "cluster.gpu_nodes={pool: gpu}",
+    "cluster.tolerations=[{key: batch, operator: Exists}]",
+    "cluster.gpu_tolerations=[{key: gpu, value: here, effect: NoExecute, seconds: 60}]",
+    "cluster.queue=team",
+    "cluster.priority=night",
+    "cluster.parallel=3",
+)
+
+
+def test_steps_run_where_and_ask_for_what_params_yaml_says(tmp_path: Path) -> None:
+    params = load_params(PROJECT / "params.yaml", CLUSTER_KEYS)
+    target = compile_pipeline(params, Options(IMAGE, gpus=1), tmp_path / "pipeline.yaml")
+    specification, platform = YAML(typ="safe", pure=True).load_all(target.read_text())
+    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    executors = specification["deploymentSpec"]["executors"]
+    resources = executors["exec-train"]["container"]["resources"]
+    assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("6", "8")
+    assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == "24Gi"
+    assert kubernetes["exec-train"]["emptyDirMounts"][0]["sizeLimit"] == "1Gi"
+    with_gpu = ("exec-train", "exec-reference", "exec-evaluate")
+    for name in executors:
+        pool = "gpu" if name in with_gpu else "any"
+        assert kubernetes[name]["nodeSelector"]["labels"] == {"pool": pool}
+        first, *rest = kubernetes[name]["tolerations"]
+        assert first == {"key": "batch", "operator": "Exists"}
+        gpu = {"key": "gpu", "operator": "Equal", "value": "here", "effect": "NoExecute", "tolerationSeconds": "60"}
+        assert rest == ([gpu] if name in with_gpu else [])
+        # the last step ends what is left: it waits for nothing
+        labels = {"kueue.x-k8s.io/queue-name": "team", "kueue.x-k8s.io/priority-class": "night"}
+        assert kubernetes[name].get("podMetadata", {}).get("labels", {}) == ({} if "close" in name else labels)
+    at_a_time = [
+        task["iteratorPolicy"]["parallelismLimit"]
+        for component in specification["components"].values()
+        for task in component.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    ]
+    assert sorted(at_a_time) == [1, 3]
+    assert "cluster" not in str(arguments(params))  # nothing is made anew for it
+    assert "cluster" not in common_params(params)
+
+
+def test_a_step_that_launches_does_not_wait_in_the_queue_and_hands_the_cluster_on(tmp_path: Path) -> None:
+    params = load_params(PROJECT / "params.yaml", CLUSTER_KEYS)
+    target = compile_pipeline(params, Options(IMAGE, nodes=2), tmp_path / "pipeline.yaml")  # of CPUs
+    specification, platform = YAML(typ="safe", pure=True).load_all(target.read_text())
+    launching = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train-on-nodes"]
+    assert "podMetadata" not in launching
+    environment = {
+        one["name"]: one["value"]
+        for one in specification["deploymentSpec"]["executors"]["exec-train-on-nodes"]["container"]["env"]
+    }
+    assert Cluster.model_validate_json(environment[CLUSTER]) == params.cluster
 
 
 @pytest.mark.parametrize("image", ["atelier", "atelier:latest", "atelier@sha256:123"])
