@@ -56,7 +56,7 @@ def judged(folder: Path, measure: Path, data: Path, kimg: float, seed: int, seed
     train("one", params, root, lambda message: None)
     report = evaluate("one", params, root, lambda message: None)
     assert report is not None
-    found = json.loads((report / "metrics.json").read_text())
+    found = json.loads((report / "report.json").read_text())
     shutil.rmtree(root)
     return {key: found[key] for key in ("fd_classifier", "conditions", "format", "weights_sha256")}
 

@@ -22,11 +22,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "pokemon": {
         "dataset": "pokemon",
         "model": "cgan",
-        "kimg": 30,
+        "kimg": 150,
         "batch": 32,
         "width": 16,
         "precision": "fp32",
-        "validation": {"share": 0.2, "every_kimg": 3, "samples": 500},
+        "validation": {"share": 0.2, "every_kimg": 15, "samples": 500},
     },
     "collapse": {
         "dataset": "mnist",
@@ -79,7 +79,7 @@ def main() -> None:
         def judged(run: str) -> dict[str, Any]:
             atelier("train", run)
             atelier("evaluate", run)
-            report = json.loads((root / "reports" / run / "metrics.json").read_text())
+            report = json.loads((root / "reports" / run / "report.json").read_text())
             snapshot = json.loads((root / "models" / run / "config.json").read_text())["snapshot"]
             (timing,) = (root / "runs" / run).glob("*/timing.jsonl")
             last = json.loads(timing.read_text().splitlines()[-1])

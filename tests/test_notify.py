@@ -16,7 +16,7 @@ from listening import listening
 from atelier.cli import main
 from atelier.config import Notify
 from atelier.errors import ALARM, InputError, Terminated
-from atelier.notify import notified
+from atelier.notify import FAILURE_IS_TOLD, notified
 from small_trainings import Training, make_workspace
 
 
@@ -68,6 +68,17 @@ def test_end_failure_and_collapse_are_told_by_both_ways(told: list[dict[str, Any
     assert (tmp_path / "told").read_text().splitlines() == [
         f"{one['event']}|{one['what']}|{one['text']}" for one in told
     ]
+
+
+def test_a_stage_that_repro_started_leaves_its_failure_to_be_told_by_repro(
+    told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILURE_IS_TOLD, "true")
+    with pytest.raises(InputError), notified(Notify(webhook="CHAT"), "train a", print):
+        raise InputError("params.yaml: wrong")
+    with notified(Notify(webhook="CHAT"), "train a", print) as say:
+        say(f"{ALARM} at 3 kimg: collapsed")
+    assert [one["event"] for one in told] == ["collapse"]
 
 
 def test_only_the_events_that_are_asked_for_and_by_the_first_rank(

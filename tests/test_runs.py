@@ -58,7 +58,7 @@ def test_each_run_is_listed_with_what_there_is_of_it(
 
 
 def test_a_report_of_other_weights_and_damage_are_told(trained: Path) -> None:
-    path = trained / "reports" / "mnist-cgan" / "metrics.json"
+    path = trained / "reports" / "mnist-cgan" / "report.json"
     path.write_text(re.sub('"weights_sha256": "[0-9a-f]+"', f'"weights_sha256": "{64 * "0"}"', path.read_text()))
     (trained / "models" / "mnist-cvae" / "config.json").write_text("{}")
     states = {one.name: one.state for one in run_states(load_params(trained / "params.yaml"), trained)}
@@ -95,7 +95,7 @@ def test_nothing_goes_while_another_process_writes_it(trained: Path) -> None:
             delete("mnist-cvae", params, trained, really=True)
         process.communicate(b"\n")
     assert (trained / "models" / "mnist-cvae" / "config.json").is_file()
-    assert (trained / "reports" / "mnist-cvae" / "metrics.json").is_file()
+    assert (trained / "reports" / "mnist-cvae" / "report.json").is_file()
 
 
 def test_what_was_registered_of_a_run_that_is_no_more_is_none_of_compares_dependencies(trained: Path) -> None:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from atelier.cli import app
 from atelier.config import Search, load_params
 from atelier.errors import InputError
-from atelier.search import TRIAL, best_of, importances, open_study, propose
+from atelier.search import TRIAL, best_of, importances, open_study, propose, trial_params
 from small_trainings import HANG_SECONDS, make_workspace
 
 KEYS = {"width": [4, 8], "generator_lr": {"log": [1e-4, 1e-2]}, "latent": {"integers": [2, 20]}}
@@ -153,7 +153,7 @@ def assert_runs_of_mlflow(root: Path) -> None:
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(run.info.run_name for run in trials) == ["small-000", "small-001", "small-002"]
     assert all(run.info.status == "FINISHED" for run in trials)
-    assert all(client.list_artifacts(run.info.run_id, "pictures") for run in trials)
+    assert all(client.list_artifacts(run.info.run_id, "images") for run in trials)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,17 @@ def test_a_search_that_no_trial_could_follow_is_one_line(tmp_path: Path, search:
         load_params(file)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trial_is_a_workspace_with_one_run_that_tells_nobody(tmp_path: Path) -> None:
+    params = load_params(
+        workspace(tmp_path / "workspace") / "params.yaml", ["notify.command=echo", "train.tick_kimg=7"]
+    )
+    written = trial_params("small", "small-000", {"width": 8}, params)
+    assert written["runs"].keys() == {"small-000"}
+    assert written["runs"]["small-000"].items() >= {"width": 8, "kimg": 0.6, "model": "cgan"}.items()
+    assert written["train"]["tick_kimg"] == 7
+    assert written.keys().isdisjoint({"search", "notify"})
 
 
 def test_without_a_trial_there_is_no_best_one(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ INPUTS = (
     Input("reference", f"{REFERENCE}reference.json", damages.JSON, MODEL[:1], says=says_json),
     Input("reference", f"{REFERENCE}*.safetensors", damages.TENSORS, MODEL[:1]),
     Input("reference", f"{REFERENCE}*.safetensors", damages.TENSORS, MODEL[:1], says=says, seal=seal_statistics),
-    Input("metrics.json", "reports/gan/metrics.json", damages.JSON, MODEL[2:], says=says_json),
+    Input("report.json", "reports/gan/report.json", damages.JSON, MODEL[2:], says=says_json),
     Input("report", "reports/gan/curves/kid_classifier.csv", damages.OTHER, ("compare",), says=says),
     Input("report", "reports/gan/*.[pg][ni][gf]", damages.OTHER, ("compare",), says=says),
     # records of a run

@@ -11,6 +11,8 @@ EXTRAS = {
     "kaggle": ("kagglehub",),
     "postgres": ("psycopg2",),
     "search": ("optuna",),
+    "hub": ("huggingface_hub",),
+    "c2pa": ("c2pa", "cryptography"),
 }
 
 

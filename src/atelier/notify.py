@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from atelier.config import Event, Notify
 
 WEBHOOK_SECONDS, COMMAND_SECONDS = 10, 60
+FAILURE_IS_TOLD = "ATELIER_FAILURE_IS_TOLD"  # in the environment of a stage whose failure is told by what started it
 
 
 @contextmanager
@@ -47,7 +48,8 @@ def notified(
     except (Terminated, ToldByWriter):
         raise
     except Exception as error:
-        tell("failure", f"failed: {str(error) or type(error).__name__}")
+        if FAILURE_IS_TOLD not in os.environ:
+            tell("failure", f"failed: {str(error) or type(error).__name__}")
         raise
     if tells_end:
         tell("end", "done")

@@ -85,7 +85,7 @@ def run_state(name: str, params: Params, root: Path) -> RunState:
 
 def _made(planned: RunState, root: Path) -> RunState:
     """The same with what was made of it."""
-    model, report = root / "models" / planned.name, root / "reports" / planned.name / "metrics.json"
+    model, report = root / "models" / planned.name, root / "reports" / planned.name / Report.file
     registered = root / "registry" / f"{planned.name}.json"
     if not (model / "config.json").is_file():
         begun = (root / "checkpoints" / planned.name).is_dir()

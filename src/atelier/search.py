@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from atelier.config import Params, Range, Search
+from atelier.config.reading import edited
 from atelier.config.records import ModelConfig
 from atelier.errors import InputError
 from atelier.extras import require_extra
 from atelier.files import digest_of, remove_folder, write_atomic
-from atelier.journal import read_journal, record_folder, training_folder
+from atelier.journal import read_journal, training_folder
 from atelier.processes import Children, share_of_machine
 from atelier.tracking.origin import PIPELINE_RUN
-from atelier.tracking.runs import RunRecord, log_picture
 
 if TYPE_CHECKING:
     import optuna
@@ -177,7 +177,7 @@ class _Searching:
         trial, settings = propose(self.study, self.definition, number)
         run = f"{self.name}-{number:03d}"
         file = self.root / "search" / self.name / f"{number:03d}.yaml"
-        write_atomic(file, _dumped(YAML(), trial_params(self.name, run, settings, self.params)))
+        write_atomic(file, _dumped(trial_params(self.name, run, settings, self.params)))
         log = file.with_suffix(".log")
         with log.open("wb") as output:
             process = await self.children.start(
@@ -224,13 +224,9 @@ class _Searching:
         self.say(f"trial {number}: {told}, {_words(settings)}")
 
     def _published(self, run: str) -> float:
-        """The validation distance of a trained trial, whose last picture goes to MLflow."""
-        model = self.root / "models" / run
-        config = ModelConfig.read(model / "config.json", f"atelier search {self.name}")
+        """The validation distance of a trained trial."""
+        config = ModelConfig.read(self.root / "models" / run / "config.json", f"atelier search {self.name}")
         assert config.snapshot is not None
-        record = RunRecord.find(record_folder(self.root, run, config.sampler_sha256))
-        if record is not None and record.run_id is not None:
-            log_picture(self.root, record.run_id, max((model / "pictures").glob("*.png")))
         return config.snapshot.validation_distance
 
     def _look(self, trial: optuna.Trial, run: str, values: dict[int, float]) -> bool:
@@ -247,10 +243,13 @@ class _Searching:
 
 
 def trial_params(name: str, run: str, proposed: dict[str, Any], params: Params) -> dict[str, Any]:
-    """The parameter file of a trial: that of the workspace, with the trial as its only run."""
+    """The parameter file of a trial: that of the workspace, with the trial as its only run.
+
+    Nobody is told of trials: the search tells how it ends.
+    """
     entry = _entry(name, params) | proposed
     entry.setdefault("validation", {})
-    of_all = params.model_dump(by_alias=True, exclude={"runs", "search"}, exclude_unset=True)
+    of_all = params.model_dump(by_alias=True, exclude={"runs", "search", "notify"}, exclude_unset=True)
     return of_all | {"datasets": [entry["dataset"]], "runs": {run: entry}}
 
 
@@ -261,11 +260,9 @@ def adopt(study: optuna.Study, name: str, params: Params, file: Path) -> dict[st
         InputError: if no trial has ended well.
     """
     best = best_of(study, name)
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
-    content = yaml.load(file.read_text(encoding="utf-8"))
-    content["runs"][params.search_of(name).run].update(best.params)
-    write_atomic(file, _dumped(yaml, content))
+    run = params.search_of(name).run
+    text = file.read_text(encoding="utf-8")
+    write_atomic(file, edited(text, lambda content: content["runs"][run].update(best.params)))
     return dict(best.params)
 
 
@@ -332,7 +329,7 @@ def _last_line(log: Path) -> str:
     return next((line.removeprefix("atelier: ") for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def _dumped(yaml: YAML, content: Any) -> str:
+def _dumped(content: Any) -> str:
     stream = io.StringIO()
-    yaml.dump(content, stream)
+    YAML().dump(content, stream)
     return stream.getvalue()

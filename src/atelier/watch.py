@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from atelier.config import Params
 from atelier.errors import InputError
 from atelier.files import held_by
-from atelier.journal import read_journal, read_timing, training_folder
+from atelier.journal import duration, read_journal, read_timing, training_folder
 
 # what each stage writes, and so holds
 FOLDERS = {
@@ -77,7 +78,7 @@ class Progress:
     def line(self) -> str:
         """In words."""
         done = f"{self.kimg:g} of {self.total_kimg:g} kimg, {self.kimg / self.total_kimg:.0%}"
-        return f"{done}, {self.images_per_second:,.0f} images/s, {_duration(self.seconds_left)} left"
+        return f"{done}, {self.images_per_second:,.0f} images/s, {duration(self.seconds_left)} left"
 
 
 def running(params: Params, root: Path) -> list[Running]:
@@ -96,25 +97,34 @@ def running(params: Params, root: Path) -> list[Running]:
 def progress_of(run: str, params: Params, root: Path) -> Progress | None:
     """How far a training is, or was when it ended; None before its first line."""
     recipe, place = params.run(run).recipe, training_folder(root, run)
-    seeds = [root / "checkpoints" / run / f"seed-{recipe.seed + number}" for number in range(recipe.seeds)]
-    begun = [seed for seed in seeds if (seed / "journal.jsonl").is_file()] if recipe.seeds > 1 else []
-    if begun:
-        place = begun[-1]
-    # all but the one that is looked at have ended; beside a model, all have
-    before = recipe.kimg * (len(begun or seeds) - 1)
-    lines = read_journal(place / "journal.jsonl", growing=True)
-    if not lines:
-        return None
-    times = read_timing(place / "timing.jsonl", growing=True)
+    kimg, rate, lines = 0.0, 0.0, list[dict[str, Any]]()
+    for seed in recipe.all_seeds if recipe.seeds > 1 else ():
+        folder = root / "checkpoints" / run / f"seed-{seed}"
+        if of_seed := read_journal(folder / "journal.jsonl", growing=True):
+            place, lines = folder, of_seed
+            has_ended = (folder / "model").is_dir()
+            kimg += recipe.kimg if has_ended else lines[-1]["kimg"]
+            rate += 0.0 if has_ended else _rate(folder)
+    if not lines:  # of one seed, or beside the model of several
+        lines = read_journal(place / "journal.jsonl", growing=True)
+        if not lines:
+            return None
+        kimg, rate = lines[-1]["kimg"] + recipe.kimg * (recipe.seeds - 1), _rate(place)
     pictures = sorted((place / "pictures").glob("[!.]*.png"))
     names = [name for name in lines[0] if name not in NOT_FIGURES]
     return Progress(
-        kimg=before + lines[-1]["kimg"],
+        kimg=kimg,
         total_kimg=recipe.kimg * recipe.seeds,
-        images_per_second=times[-1]["images_per_second"] if times else 0.0,
+        images_per_second=rate,
         figures={name: [line[name] for line in lines] for name in names},
         picture=pictures[-1] if pictures else None,
     )
+
+
+def _rate(folder: Path) -> float:
+    """Images a second, as the last line says."""
+    times = read_timing(folder / "timing.jsonl", growing=True)
+    return float(times[-1]["images_per_second"]) if times else 0.0
 
 
 def watch(run: str, params: Params, root: Path, columns: int, colours: bool) -> Iterator[list[str]]:
@@ -187,12 +197,6 @@ def blocks(picture: Path, columns: int) -> list[str]:
         + "\x1b[0m"
         for row in range(0, len(pixels), 2)
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def in_place(frames: Iterator[list[str]], write: Callable[[str], object], is_terminal: bool) -> None:

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from atelier.cli import app
 
 PROJECT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "mlflow", "dvc", "numpy", "pandas", "matplotlib", "kfp", "boto3")
@@ -40,6 +44,23 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert result.returncode == 0
     assert "Usage: atelier" in result.stdout
     assert "imported: []" in result.stdout
+
+
+def commands(command: click.Command, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
+    """A command and those below it, each with where it is called."""
+    yield command, context
+    for name, one in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from commands(one, click.Context(one, parent=context, info_name=name, terminal_width=80))
+
+
+def test_help_is_whole_at_80_columns_and_says_what_each_option_is_for() -> None:
+    found = list(commands(app, click.Context(app, info_name="atelier", terminal_width=80)))
+    assert len(found) > 40
+    for command, context in found:
+        lines = command.get_help(context).splitlines()
+        assert not [line for line in lines[1:] if line.endswith("...") or len(line) > 80], context.command_path
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert all(one.help and one.help.endswith((".", "]")) for one in options), context.command_path
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from atelier import __version__
-from atelier.cli.options import aligned, require_root, root_option, say, show, stage, with_params
+from atelier.cli.options import Commands, aligned, require_root, root_option, say, show, stage, with_params
 from atelier.cli.pipeline import pipeline, schedule
-from atelier.cli.registry import history, promote, reproduce, rollback, sample, whence
+from atelier.cli.registry import history, playground, promote, publish, reproduce, rollback, sample, whence
 from atelier.cli.runs import runs, search, status, watch
-from atelier.cli.workspace import demo, docs, init, repro, upgrade
+from atelier.cli.workspace import demo, docs, gc, init, merge, repro, upgrade
 from atelier.errors import AtelierError, ToldByWriter, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ REMEDIES = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="atelier", message="%(prog)s %(version)s")
 def app() -> None:
     """Train image generators as one reproducible pipeline.
@@ -46,7 +46,7 @@ def app() -> None:
 @app.command()
 @stage
 def plan(params: Params, root: Path) -> None:
-    """Write what each stage depends on, code and parameters: DVC runs again what has changed."""
+    """Write which code and parameters each stage depends on, so that DVC runs again what has changed."""
     from atelier.plan import plan
 
     if any(params.run(name).init for name in params.runs):
@@ -82,7 +82,7 @@ def prepare(dataset: str, params: Params, root: Path) -> None:
 @click.argument("dataset")
 @stage
 def reference(dataset: str, params: Params, root: Path) -> None:
-    """Make what distances are measured with: extractors, real statistics, the floor."""
+    """Measure the real images, and what a perfect model would get: what models are judged by."""
     params.dataset(dataset)
     params.require_extractors()
     from atelier.evaluation.reference import reference
@@ -92,27 +92,32 @@ def reference(dataset: str, params: Params, root: Path) -> None:
 
 @app.command()
 @click.argument("run")
+@click.option(
+    "--only-seed",
+    type=int,
+    help="Train only this seed of a run with several; a start without it then publishes the run.",
+)
+@click.option(
+    "--allow-other-world-size", is_flag=True, help="Go on from a checkpoint that another number of processes wrote."
+)
 @with_params
-def train(run: str, params: Params, root: Path) -> None:
+def train(
+    run: str, params: Params, root: Path, only_seed: int | None = None, allow_other_world_size: bool = False
+) -> None:
     """Train a run; a training that was stopped goes on from its last checkpoint."""
-    dataset = params.run(run).dataset
-    from atelier.evaluation.weights import ensure_weights
+    params.run(run)
+    from atelier.api import train
     from atelier.notify import notified
-    from atelier.registry.parent import parent_of
 
     with notified(params.notify, f"train {run}", say, tells_end=True) as tell:
-        ensure_weights(params.extractors(dataset), dataset, params, root)
-        from atelier.training.train import train
-
-        with parent_of(run, params, root):
-            _show(train(run, params, root, tell))
+        _show(train(run, params, root, tell, only_seed=only_seed, allow_other_world_size=allow_other_world_size))
 
 
 @app.command()
 @click.argument("run")
 @stage
 def evaluate(run: str, params: Params, root: Path) -> None:
-    """Judge a trained run: distances with deviations, label agreement, pictures."""
+    """Judge a trained run against the real test images: metrics, curves and pictures."""
     params.run(run)
     params.require_extractors()
     from atelier.evaluation.evaluate import evaluate
@@ -182,8 +187,12 @@ for command in (
     demo,
     docs,
     upgrade,
+    merge,
     repro,
+    gc,
     sample,
+    playground,
+    publish,
     whence,
     promote,
     rollback,

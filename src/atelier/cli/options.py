@@ -1,20 +1,36 @@
-"""Options that several commands take."""
+"""Groups of commands, and options that several commands take."""
 
 from __future__ import annotations
 
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from atelier.api import aligned as aligned
 from atelier.errors import InputError, shown
 
 if TYPE_CHECKING:
     from atelier.config import Params
+
+
+class Commands(click.Group):
+    """A group whose help shows its commands in the order of their use, and the whole first sentence of each."""
+
+    group_class = type  # of groups within it
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Without the limit of click, which cuts a sentence."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=1000)) for name, one in self.commands.items()])
 
 
 def with_params(function: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +78,12 @@ root_option = click.option(
 )
 
 overrides_option = click.option(
-    "--set", "--param", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a parameter; repeatable."
+    "--set",
+    "--param",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a parameter for this command; repeatable.",
 )
 
 
@@ -95,9 +116,3 @@ def check_alias(context: click.Context, parameter: click.Parameter, alias: str) 
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", alias) or re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE):
         raise click.BadParameter(f"'{alias}': letters, digits, '-' and '_', a letter first; not 'latest' or 'v1'")
     return alias
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows of a table as lines, columns aligned."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from atelier.cli.options import check_alias, say, show, with_params
+from atelier.cli.options import Commands, check_alias, load, overrides_option, root_option, say, show, with_params
 from atelier.errors import AtelierError, InputError
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ def with_server(function: Callable[..., None]) -> Callable[..., None]:
             "--ca-cert",
             type=Path,
             metavar="FILE",
-            help="Certificate of the authority that vouches for the server; also SSL_CERT_FILE, REQUESTS_CA_BUNDLE.",
+            help="Certificate of the authority that signed the server's; else SSL_CERT_FILE, REQUESTS_CA_BUNDLE.",
         ),
-        click.option("--namespace", help="Of your profile, on a server for several users."),
+        click.option("--namespace", help="Namespace of your profile, on a server for several users."),
         click.option(
-            "--host", help="Address of the API; else KF_PIPELINES_ENDPOINT. KF_PIPELINES_TOKEN is sent along."
+            "--host",
+            help="Address of the API; else KF_PIPELINES_ENDPOINT. The token in KF_PIPELINES_TOKEN is sent along.",
         ),
     ):
         command = option(command)
@@ -57,7 +58,7 @@ promote_option = click.option(
 
 
 search_option = click.option(
-    "--search", metavar="NAME", default="", help="Run this search of params.yaml, in place of all runs."
+    "--search", metavar="NAME", default="", help="Run this search of params.yaml instead of all runs."
 )
 
 
@@ -89,19 +90,28 @@ def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
             type=click.IntRange(1, 10),
             default=3,
             show_default=True,
-            help="Of a stage that fails by no input.",
+            help="How often a stage is tried that fails for another reason than wrong input.",
         ),
-        click.option("--volume/--no-volume", default=True, show_default=True, help="Checkpoints on a shared volume."),
+        click.option(
+            "--volume/--no-volume", default=True, show_default=True, help="Keep checkpoints on a shared volume."
+        ),
         click.option(
             "--deadline-hours",
             type=click.FloatRange(min=0, min_open=True),
             default=72,
             show_default=True,
-            help="Of a stage, its tries and time in a queue included.",
+            help="Longest time of a stage, with all its tries and its wait in a queue.",
         ),
-        click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training."),
-        click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each of them."),
-        click.option("--image", required=True, metavar="REF@DIGEST", help="Image of every stage, by its digest."),
+        click.option(
+            "--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes that a training runs on."
+        ),
+        click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each node."),
+        click.option(
+            "--image",
+            required=True,
+            metavar="REF@DIGEST",
+            help="Container image that every stage runs in, by its digest.",
+        ),
     ):
         command = option(command)
     return command
@@ -110,8 +120,12 @@ def with_pipeline(function: Callable[..., None]) -> Callable[..., None]:
 def with_experiment(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where and as whom runs go."""
     for option in (
-        click.option("--service-account", "account", help="Of the pods; the server's default if left out."),
-        click.option("--experiment", default="atelier", show_default=True),
+        click.option(
+            "--service-account",
+            "account",
+            help="Service account of the pods; else cluster.service_account of params.yaml.",
+        ),
+        click.option("--experiment", default="atelier", show_default=True, help="Experiment of the runs."),
     ):
         function = option(function)
     return function
@@ -130,23 +144,25 @@ def with_data_version(function: Callable[..., None]) -> Callable[..., None]:
         function(**arguments, data_version=data_version)
 
     for option in (
-        click.option("--dvc-remote", default="", help="URL to pull data from, or to push ingested data to."),
         click.option(
-            "--revision", default="", help="Commit whose dvc.lock says which raw data; else they are ingested."
+            "--dvc-remote", default="", help="URL that raw data are pulled from, or pushed to when they were ingested."
         ),
-        click.option("--repository", default="", help="Git repository of --revision."),
+        click.option(
+            "--revision", default="", help="Commit whose dvc.lock names the raw data; without it, they are ingested."
+        ),
+        click.option("--repository", default="", help="Git repository that --revision is of."),
     ):
         command = option(command)
     return command
 
 
-@click.group()
+@click.group(cls=Commands)
 def pipeline() -> None:
     """Run the pipeline of dvc.yaml by Kubeflow, here or on a cluster."""
 
 
 @pipeline.command("compile")
-@click.option("-o", "--output", type=Path, default="pipeline.yaml", show_default=True)
+@click.option("-o", "--output", type=Path, default="pipeline.yaml", show_default=True, help="File to write.")
 @with_pipeline
 @with_params
 def compile_command(output: Path, options: Options, params: Params, root: Path) -> None:
@@ -157,28 +173,33 @@ def compile_command(output: Path, options: Options, params: Params, root: Path) 
 
 
 @pipeline.command()
-@click.option("--local", is_flag=True, help="In subprocesses of this environment.")
-@click.option("--docker", is_flag=True, help="In containers of --image.")
-@click.option("--image", help="For --docker: a local image of the project.")
-@click.option("--out", type=Path, default="kubeflow", show_default=True, help="New folder that gets all outputs.")
+@click.option("--local", is_flag=True, help="Run each stage in a process of its own, in this environment.")
+@click.option("--docker", is_flag=True, help="Run each stage in a container of --image.")
+@click.option("--image", help="Local image of the project, for --docker.")
+@click.option("--out", type=Path, default="kubeflow", show_default=True, help="New folder for all that is made.")
 @promote_option
 @search_option
 @with_params
 def run(
     local: bool, docker: bool, image: str | None, out: Path, promote: str, search: str, params: Params, root: Path
 ) -> None:
-    """Run the whole pipeline on this machine; the folder of outputs is a workspace."""
+    """Run the whole pipeline on this machine; the folder that it makes is a workspace."""
     if local == docker:
         raise InputError("give one of --local and --docker")
     if docker != bool(image):
         raise InputError("--docker and --image go together")
     from atelier.pipelines.local import run_local
 
-    print(run_local(params, root, out, image, promote, search))
+    print(run_local(params, root, out, image, say, promote, search))
 
 
 @pipeline.command()
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the run; the exit code is its end's.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Follow the run to its end; the exit code says whether it succeeded.",
+)
 @with_data_version
 @with_experiment
 @with_pipeline
@@ -196,31 +217,60 @@ def submit(
 ) -> None:
     """Upload the pipeline if the server does not have it, and run it there."""
     from atelier.pipelines import runs
+    from atelier.pipelines.probe import Probe
 
+    account = account or params.cluster.service_account or None
     run = runs.submit(server, params, options, experiment, account, data_version)
     show(run.run_id)
     say(runs.page(server, run.run_id))
     if wait:
         try:
-            runs.follow(server, run.run_id, say)
+            with Probe(runs.Pods(server.namespace), options, account, params.cluster) as probe:
+                runs.follow(server, run.run_id, say, probe)
         except KeyboardInterrupt:
             say(f"the run goes on: atelier pipeline status|stop {run.run_id}")
             raise
 
 
 @pipeline.command()
-@click.option("--image", default="", metavar="REF@DIGEST", help="Also start it in a pod, to try volume, MLflow and S3.")
-@click.option("--service-account", "account", default="atelier-pipeline", show_default=True, help="Of the pods.")
+@click.option(
+    "--image",
+    default="",
+    metavar="REF@DIGEST",
+    help="Also start this image in a pod, to try volume, MLflow and S3 from there.",
+)
+@click.option(
+    "--service-account",
+    "account",
+    help="Service account of the pods; else cluster.service_account of params.yaml, or atelier-pipeline.",
+)
 @click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs on each node.")
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of a training.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes that a training runs on."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @with_server
-def check(image: str, account: str, gpus: int, nodes: int, as_json: bool, server: Server) -> None:
+@overrides_option
+@root_option
+def check(
+    image: str,
+    account: str | None,
+    gpus: int,
+    nodes: int,
+    as_json: bool,
+    server: Server,
+    overrides: tuple[str, ...],
+    root: Path,
+) -> None:
     """Look whether a cluster has what the pipeline needs; the exit code is 1 if something is missing."""
+    from atelier.config.cluster import Cluster
     from atelier.pipelines.check import Wanted, check
 
+    has_params = overrides or (root / "params.yaml").is_file()  # whoever looks after a cluster need not have any
+    cluster = load(root, Path("params.yaml"), overrides).cluster if has_params else Cluster()
+    account = account or cluster.service_account or "atelier-pipeline"
     found = []
-    for finding in check(server, Wanted(image, account, nodes, gpus)):
+    for finding in check(server, Wanted(image, account, nodes, gpus, cluster)):
         found.append(finding)
         if not as_json:
             show(f"{finding.state:7}  {finding.what:18}  {finding.said}")
@@ -231,9 +281,11 @@ def check(image: str, account: str, gpus: int, nodes: int, as_json: bool, server
 
 
 @pipeline.command("list")
-@click.option("--experiment", default="atelier", show_default=True)
-@click.option("-n", "--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--experiment", default="atelier", show_default=True, help="Experiment of the runs.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many, the newest first."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @with_server
 def list_runs(experiment: str, count: int, as_json: bool, server: Server) -> None:
     """List runs on the server, the newest first."""
@@ -249,7 +301,7 @@ def list_runs(experiment: str, count: int, as_json: bool, server: Server) -> Non
 
 @pipeline.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @with_server
 def status(run_id: str, as_json: bool, server: Server) -> None:
     """Show the stages of a run: their state, tries, seconds, and what holds them up."""
@@ -274,7 +326,7 @@ def status(run_id: str, as_json: bool, server: Server) -> None:
 @click.argument("name", required=False)
 @with_server
 def logs(run_id: str, stage: str | None, name: str | None, server: Server) -> None:
-    """Print what the stages of a run said, or one STAGE, or that of one data set or run (NAME)."""
+    """Print what the stages of a run said, or one STAGE of them, or that of the data set or run NAME."""
     from atelier.pipelines import runs
 
     for line in runs.logs(server, run_id, stage, name):
@@ -285,7 +337,7 @@ def logs(run_id: str, stage: str | None, name: str | None, server: Server) -> No
 @click.argument("run_id", metavar="RUN")
 @with_server
 def stop(run_id: str, server: Server) -> None:
-    """Terminate a run: its trainings end on all nodes, their MLflow runs as KILLED."""
+    """Stop a run: its trainings end on all nodes, and their MLflow runs as KILLED."""
     from atelier.pipelines import runs
 
     runs.stop(server, run_id)
@@ -294,10 +346,15 @@ def stop(run_id: str, server: Server) -> None:
 
 @pipeline.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the run; the exit code is its end's.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Follow the run to its end; the exit code says whether it succeeded.",
+)
 @with_server
 def retry(run_id: str, wait: bool, server: Server) -> None:
-    """Let a failed run go on where it failed, trainings from their checkpoints."""
+    """Start a failed run again where it failed, trainings from their checkpoints."""
     from atelier.pipelines import runs
 
     runs.retry(server, run_id)
@@ -305,9 +362,9 @@ def retry(run_id: str, wait: bool, server: Server) -> None:
         runs.follow(server, run_id, say)
 
 
-@click.group()
+@click.group(cls=Commands)
 def schedule() -> None:
-    """Runs of the pipeline on a Kubeflow server at set times, in UTC."""
+    """Run the pipeline on a Kubeflow server at set times, in UTC."""
 
 
 @schedule.command("set")
@@ -315,7 +372,9 @@ def schedule() -> None:
 @click.option(
     "--cron", required=True, help="Five fields: minute hour day month weekday; or six, seconds first; or @daily."
 )
-@click.option("--max-concurrency", type=click.IntRange(1, 10), default=1, show_default=True, help="Runs at a time.")
+@click.option(
+    "--max-concurrency", type=click.IntRange(1, 10), default=1, show_default=True, help="Runs that go on at a time."
+)
 @click.option("--catchup/--no-catchup", default=False, show_default=True, help="Make up for runs that were missed.")
 @with_data_version
 @with_experiment
@@ -335,7 +394,7 @@ def set_command(
     params: Params,
     root: Path,
 ) -> None:
-    """Make the schedule NAME what the options say; said twice, it is one schedule."""
+    """Make a schedule NAME, or change the one of that name."""
     from atelier.pipelines import runs, schedule
     from atelier.pipelines.training import arguments
 
@@ -350,14 +409,14 @@ def set_command(
         experiment,
         max_concurrency=max_concurrency,
         catchup=catchup,
-        account=account,
+        account=account or params.cluster.service_account or None,
         say=say,
     )
     _show(schedule.described(made))
 
 
 @schedule.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @with_server
 def list_command(as_json: bool, server: Server) -> None:
     """Show the schedules, in words and with their next three times."""
@@ -375,10 +434,11 @@ def list_command(as_json: bool, server: Server) -> None:
 @click.argument("name")
 @with_server
 def delete(name: str, server: Server) -> None:
-    """Delete the schedule NAME; runs that it started go on."""
+    """Delete the schedule NAME; while a run of it goes on, it is disabled instead."""
     from atelier.pipelines.schedule import delete_schedule
 
-    say(f"{name}: deleted" if delete_schedule(server, name) else f"{name}: no such schedule, nothing to delete")
+    if not delete_schedule(server, name, say):
+        say(f"{name}: no such schedule, nothing to delete")
 
 
 def _show(one: dict[str, Any]) -> None:

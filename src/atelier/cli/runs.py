@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from atelier.cli.options import aligned, require_root, root_option, say, show, with_params
+from atelier.cli.options import Commands, aligned, require_root, root_option, say, show, with_params
 
 if TYPE_CHECKING:
     from atelier.config import Params
 
 
-@click.group()
+@click.group(cls=Commands)
 def runs() -> None:
-    """Look after runs: what the workspace holds of them, and MLflow's."""
+    """Look after runs in the workspace and in MLflow."""
 
 
 @runs.command("list")
@@ -58,7 +58,7 @@ def show_command(run: str, as_json: bool, params: Params, root: Path) -> None:
 
 @runs.command()
 @click.argument("run")
-@click.option("--yes", is_flag=True, help="Remove it; else only what would go is said.")
+@click.option("--yes", is_flag=True, help="Remove it; without this, only show what would go.")
 @with_params
 def delete(run: str, yes: bool, params: Params, root: Path) -> None:
     """Remove what the workspace holds of a run that params.yaml has no more.
@@ -74,11 +74,14 @@ def delete(run: str, yes: bool, params: Params, root: Path) -> None:
 
 @runs.command("close")
 @click.option(
-    "--older-than", "hours", type=click.FloatRange(min=0), help="Hours; also those of other machines that are older."
+    "--older-than",
+    "hours",
+    type=click.FloatRange(min=0),
+    help="Also those of other machines that began more than this many hours ago.",
 )
 @root_option
 def close(hours: float | None, root: Path) -> None:
-    """End as KILLED the runs that killed trainings left RUNNING."""
+    """Mark runs in MLflow as KILLED that still say RUNNING although their training was killed."""
     require_root(root)
     from atelier.tracking.runs import close_runs
 
@@ -87,7 +90,7 @@ def close(hours: float | None, root: Path) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--show", "is_shown", is_flag=True, help="Train nothing; print what there is.")
+@click.option("--show", "is_shown", is_flag=True, help="Train nothing; print the trials that there are.")
 @click.option("--adopt", "is_adopted", is_flag=True, help="Write the best settings into the run in the parameter file.")
 @with_params
 def search(name: str, is_shown: bool, is_adopted: bool, params: Params, root: Path) -> None:
