@@ -70,3 +70,13 @@ def test_the_published_protocol_is_what_its_command_runs() -> None:
     }
     assert (settings.extractors, settings.samples) == (["inception"], 10_000)
     assert params.promote.better == ["fid"]
+
+
+def test_the_published_likelihood_is_what_its_commands_train() -> None:
+    docs = (CHECKOUT / "docs" / "evaluation.md").read_text()
+    (file,) = set(re.findall(r"^set -- \S+ --params (\S+) --root likelihood$", docs, re.M))
+    params = load_params(CHECKOUT / file)
+    run = params.run("bound")
+    assert (run.model, run.dataset) == ("dense-vae", "mnist")
+    assert f"After {run.recipe.kimg / 60:g} with batches of {run.recipe.batch}, " in docs
+    assert params.evaluate.likelihood_samples == 5000
