@@ -1,8 +1,10 @@
 # The ways in. `make setup` needs Python 3.11 and pip, nothing else.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# where this is set, each process would compile torch and MLflow anew: 7 of the 12 s that importing them takes
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint lock dist server image push image-test sbom audit
+.PHONY: setup demo test lint docs lock dist server image push image-test sbom audit
 
 setup: .venv/installed
 
@@ -17,15 +19,19 @@ demo: setup
 	dvc repro
 	@echo "Look at reports/index.html"
 
-# two at a time, a thread each: most tests wait for processes they start
+# three at a time, a thread each: most tests wait for processes they start; in the order of tests/conftest.py
 test: setup
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff format --check .
 	ruff check .
 	mypy
 	hadolint Dockerfile
+
+# the manual as a site, build/docs/index.html: docs/, and a reference made of the code
+docs: setup
+	sphinx-build --quiet --fail-on-warning --keep-going -c site docs build/docs
 
 # MLflow before PostgreSQL and S3, with users; what it keeps is in .server/
 server: setup
@@ -41,7 +47,7 @@ UV_COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --g
 	--custom-compile-command "make lock"
 lock: setup
 	pip install --quiet uv
-	$(UV_COMPILE) --extra kubeflow --extra kaggle --extra postgres --extra search --output-file requirements.lock
+	$(UV_COMPILE) --extra kubeflow --extra kaggle --extra postgres --extra search --extra hub --output-file requirements.lock
 	$(UV_COMPILE) --extra dev --extra all --constraint requirements.lock --output-file requirements-dev.lock
 
 # the image of this commit; VARIANT=cpu for machines without a GPU

@@ -8,7 +8,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import shutil
+import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,10 @@ from atelier.evaluation.evaluate import evaluate
 from atelier.evaluation.reference import reference
 from atelier.files import digest, read_json, write_json
 from atelier.training.train import train
+from browser import Browser
 
 PROJECT = Path(__file__).parents[1]
+AXE = "axe-core@4.14.1"
 SMALL = {"train": 2000, "test": 1000}
 SMALL_PARAMS = """
 datasets: [mnist]
@@ -35,6 +40,15 @@ train: {tick_kimg: 0.5, pictures: 3}
 evaluate:
   {samples: 300, draws: 2, accuracy_kimg: 2, memorisation_samples: 50, likelihood_images: 50, likelihood_samples: 5}
 """
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast files first; over several processes last, so that at the end none of them is left alone with a slow one."""
+    slowness = dict[Path, int]()
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        slowness[item.path] = max(slowness.get(item.path, 0), 2 * ("docker" in marks), "processes" in marks)
+    items.sort(key=lambda item: slowness[item.path], reverse=hasattr(config, "workerinput"))
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +141,32 @@ def environment() -> dict[str, str]:
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@example.org",
     }
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A window as on a desk."""
+    with Browser(tmp_path_factory.mktemp("wide") / "profile", 1600) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A telephone's, in the dark."""
+    with Browser(tmp_path_factory.mktemp("narrow") / "profile", 390, dark=True) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """axe-core, which finds what people who do not see or use no mouse would meet."""
+    folder = tmp_path_factory.mktemp("axe")
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    packed = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True, check=False)
+    if packed.returncode:
+        pytest.skip(f"{AXE} cannot be had: {packed.stderr.strip()[-200:]}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        file = archive.extractfile("package/axe.min.js")
+        assert file
+        return file.read().decode()

@@ -5,6 +5,7 @@ Imported without anything of ours, so that it can stand in the `sitecustomize` o
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -26,13 +27,13 @@ def kill_at(number: int | str, signal_number: int, below: str, victim: int = 0) 
     Returns:
         What tells how many events there were.
     """
-    count = 0
+    count, numbers = 0, itertools.count(1)
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
         if event in CHANGES or (event == "open" and below in str(arguments[0])):
-            count += 1
-            if count == number or (isinstance(number, str) and str(arguments[0]).endswith(number)):
+            count = this = next(numbers)  # threads open files as well
+            if this == number or (isinstance(number, str) and str(arguments[0]).endswith(number)):
                 os.kill(victim or os.getpid(), signal_number)
 
     sys.addaudithook(look)

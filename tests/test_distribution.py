@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from atelier.files import read_json
 from atelier.registry.wheel import write_wheel
 from own_pictures import write_pictures
+from small_models import write_model
 
 PROJECT = Path(__file__).parents[1]
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -136,7 +137,12 @@ def test_both_archives_hold_all_that_a_user_needs_as_files(sdist: Path, wheel: P
 def test_a_version_carries_the_files_of_the_wheel_that_is_built(wheel: Path, tmp_path: Path) -> None:
     carried = write_wheel(tmp_path)
     bytes_of = carried.read_bytes()
-    assert carried.name == wheel.name
+    version = wheel.name.removesuffix("-py3-none-any.whl")
+    assert re.fullmatch(re.escape(version) + r"\+sha256\.[0-9a-f]{16}-py3-none-any\.whl", carried.name)
+    (constraints,) = tmp_path.glob("constraints-*.txt")
+    constraint = constraints.read_text().strip()
+    assert Requirement(constraint).specifier.contains(carried.name.split("-")[1])
+    assert not Requirement(constraint).specifier.contains(wheel.name.split("-")[1])
     with zipfile.ZipFile(wheel) as built, zipfile.ZipFile(carried) as ours:
         infos = {name.partition("/")[2] for name in ours.namelist() if ".dist-info/" in name}
         files = [{name: x.read(name) for name in x.namelist() if ".dist-info/" not in name} for x in (built, ours)]
@@ -156,10 +162,13 @@ def test_a_workspace_runs_to_the_end_by_the_core_alone_and_then_does_nothing(
     for key, value in SMALL.items():
         text, count = re.subn(rf"\b{key}: [\d.]+", f"{key}: {value}", text)
         assert count, key
-    (workspace / "params.yaml").write_text(text)
+    (workspace / "params.yaml").write_text(text.replace("model: cgan", "model: mine"))
+    write_model(workspace)
 
     output = call(core, "python", "-m", "dvc", "repro", cwd=workspace).stdout
     assert "models:/pets-cgan/1" in output
+    promoted = call(core, "atelier", "promote", "pets-cgan", cwd=workspace).stdout
+    assert promoted.splitlines()[-1] == "models:/pets-cgan@champion is version 1"
     assert (workspace / "reports" / "index.html").is_file()
     assert read_json(workspace / "registry" / "pets-cgan.json")["name"] == "pets-cgan"
     lock = (workspace / "dvc.lock").read_bytes()
@@ -168,7 +177,7 @@ def test_a_workspace_runs_to_the_end_by_the_core_alone_and_then_does_nothing(
     assert re.findall(r"Running stage '(\S+)'", output) == ["plan"]
     assert (workspace / "dvc.lock").read_bytes() == lock
     (untracked,) = [call(core, "git", "status", "--porcelain", "--untracked-files=all", cwd=workspace).stdout]
-    assert not [line for line in untracked.splitlines() if re.search(r"data/|models/|reports/|\.db", line)]
+    assert not [line for line in untracked.splitlines() if re.search(r"data/|models/pets|reports/|\.db", line)]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
             stderr=log,
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not docker.answers():
             if engine.poll() is not None or time.monotonic() > deadline:
                 last = (root / "log").read_text().splitlines()[-1:]

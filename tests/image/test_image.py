@@ -14,10 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atelier.files import digest, read_json
+from atelier.files import digest, folder_digest, read_json
+from atelier.init import render
 from atelier.sampler import Sampler
+from atelier.tracking import client
 from atelier.training import checkpoints
 from image.conftest import PROJECT, REVISION, Docker
+from own_pictures import write_pictures
+from small_models import write_loss, write_model
+from small_models import write_params as write_own_params
 
 pytestmark = pytest.mark.docker
 
@@ -144,7 +149,7 @@ def registered(docker: Docker, image: str, workspace: Path, tmp_path_factory: py
 
 
 def test_every_stage_runs_locked_down(registered: Path) -> None:
-    assert read_json(registered / "reports" / "mnist-cgan" / "metrics.json")
+    assert read_json(registered / "reports" / "mnist-cgan" / "report.json")
     assert read_json(next(registered.glob("runs/mnist-cgan/*/version.json")))["uri"] == "models:/mnist-cgan/1"
     assert (registered / "reports" / "index.html").stat().st_uid == IMAGE_USER
 
@@ -179,17 +184,76 @@ def test_a_registered_model_is_served_and_says_when_it_is_well(docker: Docker, b
     assert np.abs(np.array(drawn) - expected.astype(int)).max() <= 1
 
 
-def test_kubeflows_docker_runner_runs_the_pipeline_in_it(
-    docker: Docker, image: str, mnist_files: Path, environment: dict[str, str], tmp_path: Path
+def test_mlflow_builds_a_container_of_a_version(
+    docker: Docker, image: str, registered: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    quick = PARAMS.replace("kimg: 6", "kimg: 1").replace("/input", str(mnist_files))
-    (tmp_path / "params.yaml").write_text(quick)
-    command = [sys.executable, "-m", "atelier", "pipeline", "run", "--docker", "--image", image, "--out", "kubeflow"]
-    engine = {name: value for name, value in docker.environment.items() if name == "DOCKER_HOST"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment | engine, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (version,) = (tmp_path / "kubeflow").glob("runs/mnist-cgan/*/version.json")
-    assert read_json(version)["uri"] == "models:/mnist-cgan/1"
+    """On the image's packages: those of the index would be six gigabytes again."""
+    packaged, built = f"atelier-test-packages:{os.getpid()}", f"atelier-test-mlflow:{os.getpid()}"
+    pip = "/usr/bin/python3 -m pip --python /opt/packages/bin/python install --quiet pip"
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {image}\nUSER root\nRUN {pip}\nENTRYPOINT []\nENV PYTHONPATH= DISABLE_NGINX=true\n"
+    )
+    client(registered)  # which has been moved here from the container's /workspace
+    command = "import mlflow, sys; mlflow.models.build_docker(*sys.argv[1:3], 'local', base_image=sys.argv[3])"
+    there = environment | docker.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{registered}/mlflow.db"}
+    there["PATH"] = os.pathsep.join([os.path.dirname(docker.client), there["PATH"]])  # MLflow calls `docker`
+    arguments = [sys.executable, "-c", command, "models:/mnist-cgan/1", built, packaged]
+    name = f"atelier-test-mlflow-{os.getpid()}"
+    docker("build", "--tag", packaged, tmp_path)
+    try:
+        done = subprocess.run(arguments, env=there, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        docker("run", "-d", "--name", name, "--network", "none", "-e", "MLFLOW_MODELS_WORKERS=1", built)
+        draw = DRAW.replace("5001", "8000")
+        deadline = time.monotonic() + 120
+        while (drawn := docker("exec", name, "python", "-c", draw, check=False)).returncode:
+            assert time.monotonic() < deadline, docker("logs", name).stderr[-2000:]
+            time.sleep(0.5)
+        where = docker("exec", name, "python", "-c", "import atelier; print(atelier.__file__)").stdout
+    finally:
+        docker("rm", "--force", name, check=False)
+        docker("image", "rm", "--force", built, packaged, check=False)
+    expected = Sampler.load(registered / "models" / "mnist-cgan").draw(2, 5, np.full(2, 3))
+    assert np.abs(np.array(json.loads(drawn.stdout)) - expected.astype(int)).max() <= 1
+    assert where.startswith("/opt/packages/"), "not the code of the carried wheel"
+
+
+def test_kubeflows_docker_runner_makes_what_the_stages_make_here(
+    docker: Docker, image: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A workspace with a model and a loss of its own, in its own image, as `atelier init` describes it."""
+    root = tmp_path / "workspace"
+    write_model(root)
+    write_loss(root)
+    params = write_own_params(root)
+    params.write_text(params.read_text().replace("model: mine", "model: mine, loss: softer"))
+    write_pictures(root / "pictures", 100)
+    give_to_image_user(root / "pictures")
+    (root / "Dockerfile").write_text(render("Dockerfile.j2", {}))
+    own = f"atelier-test-own:{os.getpid()}"
+    docker("build", "--build-arg", f"ATELIER_IMAGE={image}", "--tag", own, root)
+
+    def atelier(*arguments: str) -> None:
+        command = [sys.executable, "-m", "atelier", *arguments]
+        # as many threads as in a container, so that sums are added up in the same order
+        there = environment | {"OMP_NUM_THREADS": str(os.cpu_count())}
+        there |= {name: value for name, value in docker.environment.items() if name == "DOCKER_HOST"}
+        done = subprocess.run(command, cwd=root, env=there, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    try:
+        atelier("pipeline", "run", "--docker", "--image", own, "--out", "kubeflow")
+    finally:
+        docker("image", "rm", "--force", own)
+    for stage in (
+        *(("ingest", "own"), ("prepare", "own"), ("reference", "own")),
+        *(("train", "run"), ("evaluate", "run"), ("register", "run"), ("compare",)),
+    ):
+        atelier(*stage)
+    (version,) = (root / "kubeflow").glob("runs/run/*/version.json")
+    assert read_json(version)["uri"] == "models:/run/1"
+    for made in ("data/prepared/own", "reference/own", "models/run", "reports/run", "registry"):
+        assert folder_digest(root / "kubeflow" / made) == folder_digest(root / made), made
 
 
 def test_two_ranks_train_in_it(docker: Docker, image: str, workspace: Path, tmp_path: Path) -> None:

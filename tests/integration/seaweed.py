@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+
+from ports import free_ports
 
 READY_SECONDS = 60
 
@@ -24,14 +25,6 @@ def _binary() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Run a server that keeps its data in `folder`; yields the environment that its clients need."""
@@ -40,7 +33,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     identity = {"name": "tester", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
     config.write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
-    ports = _free_ports(8)
+    ports = free_ports(8)
     s3, master, volume, filer, *grpc = ports
     command = [_binary(), f"-logdir={folder}", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-dir={folder / 'data'}", "-filer", "-s3", f"-s3.port={s3}", f"-s3.config={config}"]

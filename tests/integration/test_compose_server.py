@@ -17,7 +17,7 @@ import pytest
 import requests
 import yaml
 
-from small_trainings import free_port
+from ports import free_port
 
 PROJECT = Path(__file__).parents[2]
 VALUES = dict.fromkeys(("POSTGRES_PASSWORD", "S3_SECRET", "MLFLOW_PASSWORD", "FLASK_SECRET"), "of-this-test")

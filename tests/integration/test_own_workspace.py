@@ -1,16 +1,22 @@
-"""A workspace with a model of its own and no src/, as one has it who installed atelier: by DVC, MLflow and Kubeflow."""
+"""A workspace with a model and a loss of its own and no src/, as one has it who installed atelier: by DVC, MLflow and
+Kubeflow.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import requests
+from packaging.requirements import Requirement
 
 from atelier.components.workspace import PLACE, SOURCES, run_stage
 from atelier.config import load_params
@@ -19,9 +25,11 @@ from atelier.own_code import CARRIED
 from atelier.pipelines.training import arguments, stage_params
 from atelier.registry.lineage import CLEAN_TAG, CODE_TAG
 from atelier.registry.register import register
+from atelier.sampler import Sampler
 from atelier.tracking import client
 from own_pictures import write_pictures
-from small_models import write_model, write_params
+from serving import serving
+from small_models import LOSS, write_loss, write_model, write_params
 
 PROJECT = Path(__file__).parents[2]
 URI = "models:/run/1"
@@ -71,7 +79,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
     """A git repository after `dvc repro`."""
     workspace = Workspace(tmp_path_factory.mktemp("own") / "workspace", environment)
     write_model(workspace.root)
-    write_params(workspace.root)
+    write_loss(workspace.root)
+    params = write_params(workspace.root)
+    params.write_text(params.read_text().replace("model: mine", "model: mine, loss: softer"))
     write_pictures(workspace.root / "pictures", 100)
     text = (PROJECT / "dvc.yaml").read_text()
     watched = "    deps:\n    - src/atelier\n"
@@ -143,13 +153,15 @@ def test_a_stage_of_kubeflow_is_handed_the_code(made: Workspace, tmp_path: Path)
     (dataset,) = whole["datasets"]
     (run,) = dataset["runs"]
     for stage in (run["train"], run["evaluate"], run["register"], whole["compare"]):
-        assert stage[SOURCES].keys() == {"models/mine.py", "models/blocks.py"}
+        assert stage[SOURCES].keys() == {"models/mine.py", "models/blocks.py", "losses/softer.py"}
     for name in ("ingest", "prepare", "reference"):
         assert SOURCES not in dataset[name]
 
 
 def test_it_is_made_again_from_its_commit(made: Workspace) -> None:
+    (made.root / "losses" / "softer.py").write_text(LOSS.replace("0.5", "2"))  # what lies here by now does not matter
     assert made.run("atelier", "reproduce", URI)[1] == f"{URI}: equal, bit for bit: sampler"
+    made.run("git", "checkout", "--quiet", "losses")
 
 
 def test_a_file_that_git_ignores_is_no_clean_commit(made: Workspace, tmp_path: Path) -> None:
@@ -165,3 +177,27 @@ def test_a_file_that_git_ignores_is_no_clean_commit(made: Workspace, tmp_path: P
     assert client(root).get_model_version("run", "1").tags[CLEAN_TAG] == "false"
     said = workspace.run("atelier", "reproduce", URI, expected=2)[1]
     assert said.startswith(f"atelier: {URI}: its commit has no models/mine.py, which was not committed; ")
+
+
+def test_mlflow_makes_an_environment_of_what_the_version_names(
+    made: Workspace, environment: dict[str, str], tmp_path: Path
+) -> None:
+    packages = Path(str(distribution("torch").locate_file("")))
+    declared = map(Requirement, distribution("torch").requires or ())
+    of_cuda = [one.name for one in declared if one.marker and "Linux" in str(one.marker)]
+    # 3 GB, which no processor runs, so they are not fetched anew
+    (tmp_path / "overrides.txt").write_text("".join(f"{name}; sys_platform == 'none'\n" for name in of_cuda))
+    alone = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | {
+        "MLFLOW_ENV_ROOT": str(tmp_path / "environments"),
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+        "UV_OVERRIDE": str(tmp_path / "overrides.txt"),
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, packages.glob("nvidia/*/lib"))),
+    }
+    rows = [{"n": 2, "seed": 5}]
+    with serving(made.root, URI, alone, "--env-manager=uv") as url:
+        answer = requests.post(f"{url}/invocations", json={"dataframe_records": rows}, timeout=60)
+    drawn = Sampler.load(made.root / "models" / "run", made.root).draw(2, 5)
+    assert (np.array(answer.json()["predictions"]) == drawn).all()
+    (wheel,) = (made.root / "mlartifacts").rglob("*.whl")
+    installed = f"*/lib/python*/site-packages/{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info"
+    assert list((tmp_path / "environments").glob(installed))

@@ -63,8 +63,8 @@ def start(root: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str
         # tests started in the background ignore SIGINT, and so would their children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
-    while not list((root / "data/prepared").glob(".own.*.partial/train-images.npy")):
+    deadline = time.monotonic() + 180
+    while not list((root / "data/prepared").glob(".own.unfinished/train-images.npy")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -81,7 +81,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline, "workers were left behind"
         time.sleep(0.05)

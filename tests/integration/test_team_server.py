@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from mlflow.artifacts import list_artifacts
 from registries import add_version, assert_one_champion, promote_at_once, report
 
 from atelier.config import Promote, load_params
@@ -23,13 +25,17 @@ from atelier.errors import AtelierError
 from atelier.evaluation.compare import compare
 from atelier.evaluation.evaluate import evaluate
 from atelier.files import read_json
+from atelier.journal import record_folder
 from atelier.registry.history import alias_version
 from atelier.registry.promote import promote, read, rollback
 from atelier.registry.register import register
 from atelier.registry.sample import sample
-from atelier.tracking import client
+from atelier.tracking import client, every
+from atelier.tracking.runs import RunRecord
 from atelier.training.train import train
-from small_trainings import children, free_port
+from filled_store import FILE, Store
+from ports import free_port
+from small_trainings import children
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "server.py"
 NAME = "mnist-cvae"
@@ -123,6 +129,35 @@ def test_sixteen_clients_at_once_make_one_champion(
         add_version(tmp_path, "digits", report(float(mean)))
     told = promote_at_once(tmp_path, "digits", list(range(1, 17)), server.client)
     assert_one_champion(tmp_path, "digits", told)
+
+
+def test_of_what_many_made_gc_removes_ones_own(
+    server: TeamServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    become_client(server, monkeypatch)
+    ours, theirs = (Store(tmp_path / name, "shared") for name in ("ours", "theirs"))
+    runs = list[str]()
+    for number, store in enumerate((ours, theirs, ours, theirs), start=1):
+        runs.append(run_id := store.run(f"version {number}", days=2))
+        weights = 64 * str(number)
+        store.version(weights, run_id)
+        folder = record_folder(store.root, "gone", weights)
+        RunRecord(run_id=run_id, training="", mark=32 * "0").write(RunRecord.path(folder))
+    assert ours.call("--versions", "1", "--days", "1", "--json", "--yes") == 0
+    found = {one["name"].split()[0]: one["bytes"] for one in json.loads(capsys.readouterr().out)}
+    assert {name for name in found if not name.startswith("runs/")} == {
+        "models:/shared/1",
+        "models:/shared/3",
+        "version",
+    }
+    assert found["models:/shared/1"] == len(FILE)
+    assert ours.versions() == [2, 4]
+    left = {one.source_run_id for one in every(ours.client.search_logged_models, [ours.experiment])}
+    assert left & set(runs) == {runs[1], runs[3]}
+    assert not list_artifacts(run_id=runs[0])
+    assert list_artifacts(run_id=runs[1])
+    theirs.call("--versions", "1", "--yes")
+    assert theirs.versions() == [4]
 
 
 def test_strangers_and_other_names_are_refused(

@@ -32,7 +32,7 @@ def large(tmp_path: Path) -> Path:
 
 
 def train(root: Path, resident_mb: int) -> Training:
-    """Start a training that may not have more memory of its own; pages of a file that is mapped are not its own."""
+    """Start a training that may not have more memory of its own."""
     training = Training(
         root,
         "gan",
@@ -45,7 +45,7 @@ def train(root: Path, resident_mb: int) -> Training:
     return training
 
 
-def test_data_larger_than_memory_train_from_the_memory_map(large: Path) -> None:
+def test_data_larger_than_memory_train_from_the_disk(large: Path) -> None:
     said = train(large, resident_mb=100_000).finish([1])
     assert said.splitlines()[-1].startswith("atelier: 1757 MB of images do not fit in memory (cpu); set train.resident")
     assert "Traceback" not in said

@@ -11,9 +11,12 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
+from safetensors.torch import load_file
 
-from atelier.files import folder_digest
-from small_trainings import Training, children, finish, free_port, images_seen, make_workspace, torchrun
+from atelier.config.records import ModelConfig
+from atelier.files import digest, folder_digest
+from ports import free_port
+from small_trainings import Kill, Training, children, finish, images_seen, make_workspace, torchrun
 
 pytestmark = pytest.mark.processes
 
@@ -63,6 +66,32 @@ def test_torchrun_starts_dead_ranks_again_and_stops_all_together(tmp_path: Path)
     assert said.splitlines()[-1].startswith(f"atelier: {root}/checkpoints/dense: going on here would not be exact")
     assert "world_size: 2 → 1" in said
     assert images_seen(root, "dense") == reached
+
+
+def test_another_number_of_ranks_goes_on_when_it_is_allowed(tmp_path: Path) -> None:
+    options = ("--set=runs.gan.kimg=0.96", "--set=runs.gan.precision=fp32", "--set=train.checkpoint_seconds=1e-9")
+    alone, root = make_workspace(tmp_path / "alone"), make_workspace(tmp_path / "workspace")
+    undisturbed = Training(alone, "gan", *options)
+    Training(root, "gan", *options, ranks=2, kill=Kill(120, signal.SIGTERM)).finish([143, 143])
+    said = Training(root, "gan", *options, "--allow-other-world-size").finish()
+    undisturbed.finish()
+    assert "a checkpoint of 2 ranks, gone on with by 1: sums round otherwise from here on" in said
+    config = ModelConfig.read(root / "models/gan/config.json", "")
+    assert (config.world_size, config.former_world_sizes) == (1, [2])
+    # the same data and noise; what differs are roundings, and what some steps make of them
+    of_alone, of_both = (load_file(one / "models/gan/sampler.safetensors") for one in (alone, root))
+    for name, weights in of_alone.items():
+        assert (weights - of_both[name]).float().norm() <= 0.1 * weights.float().norm(), name
+
+
+def test_a_batch_per_rank_grows_with_the_ranks(tmp_path: Path) -> None:
+    one, two = make_workspace(tmp_path / "one"), make_workspace(tmp_path / "two")
+    kimg = "--set=runs.gan.kimg=0.96"
+    Training(one, "gan", kimg, "--set=runs.gan.batch=64", ranks=2).finish()
+    Training(two, "gan", kimg, "--set=runs.gan.batch_per_rank=32", ranks=2).finish()
+    folders = [root / "models" / "gan" for root in (one, two)]
+    assert digest(folders[0] / "sampler.safetensors") == digest(folders[1] / "sampler.safetensors")
+    assert ModelConfig.read(folders[1] / "config.json", "").recipe.batch == 64
 
 
 def wait_for_checkpoint(root: Path, run: str, process: Popen[str], beyond: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from atelier.data import writer
 from atelier.files import folder_digest
 from atelier.training import checkpoints
 from small_trainings import Kill, Training, figures_in_journal, figures_in_mlflow, make_workspace, newest_checkpoint
@@ -24,14 +25,22 @@ IMAGES_BETWEEN_KILLS = 1000
 EVENTS = 90, 150  # of these images, with a checkpoint after each step
 
 
-@pytest.mark.parametrize(("run", "ranks"), [("gan", 1), ("vae", 1), ("gan", 2), ("vae", 2)])
-def test_killed_training_ends_like_an_uninterrupted_one(run: str, ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("run", "ranks", "resident_mb"), [("gan", 1, 2048), ("vae", 1, 0), ("gan", 2, 0), ("vae", 2, 2048)]
+)
+def test_killed_training_ends_like_an_uninterrupted_one(
+    run: str, ranks: int, resident_mb: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it matter whether its images are in memory, or read ahead from several files."""
+    monkeypatch.setattr(writer, "FIRST_FILE_BYTES", 100_000)
+    monkeypatch.setattr(writer, "FILE_BYTES", 50_000)
     plain, killed = make_workspace(tmp_path / "plain"), tmp_path / "killed"
     shutil.copytree(plain, killed)
     images = IMAGES_BETWEEN_KILLS * (KILLS + 1)
     options = (f"--set=runs.{run}.kimg={images / 1000}", "--set=train.checkpoint_seconds=1e-9")
     expected = last_checkpoint(plain, run, ranks, options)
 
+    options = (*options, f"--set=train.resident_mb={resident_mb}")
     chance = random.Random(f"{run} {ranks}")
     for kill in range(KILLS):
         event, victim = chance.randrange(*EVENTS), chance.randrange(ranks)
