@@ -100,6 +100,16 @@ def test_kill_at_any_moment_leaves_old_or_new_and_the_next_writer_cleans_up(tmp_
     assert found == {"write": {"old", "more new"}, "remove": {"old", "nothing"}, "file": {"old", "new"}}[action]
 
 
+def test_what_a_process_left_that_nobody_waited_for_is_cleaned_up(tmp_path: Path) -> None:
+    """In a container whose first process waits for none, those that ended stay in the list of processes."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    (tmp_path / f".out.{ended.pid}.partial").mkdir()
+    make(tmp_path / "out", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    ended.wait()
+
+
 def test_two_writers_of_one_folder_are_told_apart(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with ExitStack() as stack:

@@ -262,14 +262,15 @@ def _remove(path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine lives, be it ours or not."""
+    """Whether a process of this machine lives, be it ours or not; one that nobody has waited for yet does not."""
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True
 
 
 def fsync(path: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
@@ -259,20 +258,26 @@ def test_kubeflow_here_gives_the_same_bytes(checkout: Path, environment: dict[st
 
 
 def test_killed_in_every_stage_it_ends_in_the_same_state_as_without(
-    checkout: Path, environment: dict[str, str], mnist_files: Path, tmp_path: Path
+    checkout: Path,
+    environment: dict[str, str],
+    mnist_files: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     killed = make_checkout(tmp_path, environment, mnist_files, only_run="mnist-cgan")
-    seconds_into_stage = {
-        "ingest": 0.3,
-        "prepare": 0.3,
-        "reference": 4,
-        "train": 6,
-        "evaluate": 4,
-        "register": 8,
-        "compare": 0.5,
-    }
-    for stage, delay in seconds_into_stage.items():
-        kill_9(killed, environment, stage, delay)
+    killer = tmp_path_factory.mktemp("killer")
+    for stage, at in (
+        ("ingest", "mnist"),
+        ("prepare", "train-images.npy"),
+        ("prepare", "mnist"),
+        ("reference", "mnist"),
+        ("train", "000000003000.checkpoint"),
+        ("train", "mnist-cgan"),
+        ("evaluate", "mnist-cgan"),
+        ("register", "version.json"),
+        ("compare", "index.html"),
+    ):
+        kill_9(killed, environment, stage, at, killer)
         assert not missing_parts(killed), "something half-written is visible"
     run(killed, environment, "dvc", "repro")
     of_other_runs = {f"{name}/mnist-cvae" for name in OUTS}
@@ -286,37 +291,29 @@ def test_killed_in_every_stage_it_ends_in_the_same_state_as_without(
     }
 
 
-def kill_9(checkout: Path, environment: dict[str, str], stage: str, delay: float) -> None:
-    """Start `dvc repro` and kill -9 it with all it started, `delay` seconds after `stage` began."""
-    process = subprocess.Popen(
-        ["dvc", "repro"], cwd=checkout, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+# In every Python process that DVC starts: the stage KILLED_STAGE ends with all of its process group, by SIGKILL, right
+# before it renames something to KILLED_AT.
+KILLER = """
+import os, signal, sys
+
+def look(event, arguments):
+    if event == "os.rename" and os.environ["KILLED_STAGE"] in sys.argv:
+        if os.path.basename(arguments[1]) == os.environ["KILLED_AT"]:
+            os.killpg(0, signal.SIGKILL)
+
+sys.addaudithook(look)
+"""
+
+
+def kill_9(checkout: Path, environment: dict[str, str], stage: str, at: str, killer: Path) -> None:
+    """Run `dvc repro` until `stage` is about to put `at` in its place, where it is killed with all that DVC started."""
+    (killer / "sitecustomize.py").write_text(KILLER)
+    path = os.pathsep.join([str(killer), *filter(None, [environment.get("PYTHONPATH")])])
+    told = environment | {"PYTHONPATH": path, "KILLED_STAGE": stage, "KILLED_AT": at}
+    ended = subprocess.run(
+        ["dvc", "repro"], cwd=checkout, env=told, capture_output=True, text=True, start_new_session=True, check=False
     )
-    dvc = psutil.Process(process.pid)
-    deadline = time.monotonic() + 300
-    while not any(stage in arguments_of(child) for child in children_of(dvc)):
-        assert process.poll() is None, f"dvc ended before {stage}"
-        assert time.monotonic() < deadline, f"{stage} never started"
-        time.sleep(0.02)
-    time.sleep(delay)
-    victims = [child for child in children_of(dvc) if stage in arguments_of(child)]
-    assert victims, f"{stage} had ended before it was killed"
-    for victim in [dvc, *children_of(dvc)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-    process.wait()
-    psutil.wait_procs(victims, timeout=10)
-
-
-def children_of(process: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-    return []
-
-
-def arguments_of(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
+    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
 
 
 def missing_parts(checkout: Path) -> list[str]:
