@@ -32,6 +32,7 @@ from atelier.evaluation.evaluator import Features, Real, Sample, over_draws
 from atelier.evaluation.extractors import Classifier, ClassifierNetwork, batches, three_channels
 from atelier.evaluation.neighbours import nearest_training_images
 from atelier.evaluation.reference import Reference, load_reference, shuffled_test
+from atelier.evaluation.weights import PUBLISHED
 from atelier.files import digest
 from atelier.pictures import Images, Labels
 
@@ -42,7 +43,8 @@ DRAWS = 4
 def blurred(images: Images) -> Images:
     from scipy.ndimage import gaussian_filter
 
-    return gaussian_filter(images.astype(np.float32), (0, 1, 1, 0)).round().astype(np.uint8)
+    softer: Images = gaussian_filter(images.astype(np.float32), (0, 1, 1, 0)).round().astype(np.uint8)
+    return softer
 
 
 def detect(root: Path, extractor: str) -> None:
@@ -67,7 +69,7 @@ def detect(root: Path, extractor: str) -> None:
     for name, (images, asked) in cases.items():
         print(f"{name} …", file=sys.stderr, flush=True)
         parts = zip(np.split(images, DRAWS), np.split(asked, DRAWS), strict=True)
-        rows[name] = over_draws([metrics(reference, *part, seen.images, test) for part in parts])
+        rows[name] = over_draws([metrics(reference, *part, np.asarray(seen.images), test) for part in parts])
     usual = rows["unseen real images"]
     print(f"| metric | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
     for metric in usual:
@@ -171,10 +173,11 @@ from dataclasses import replace
 from pathlib import Path
 from atelier.evaluation import extractors
 from atelier.evaluation.distances import MomentsAccumulator, frechet_distance
+from atelier.evaluation.weights import PUBLISHED
 from atelier.files import digest
 path = Path(sys.argv[1])
-known = extractors.PUBLISHED["inception"]
-extractors.PUBLISHED["inception"] = replace(known, sha256=digest(path), bytes=path.stat().st_size)
+known = PUBLISHED["inception"]
+PUBLISHED["inception"] = replace(known, sha256=digest(path), bytes=path.stat().st_size)
 inception, moments = extractors.Inception(path), []
 for name in sys.argv[2:]:
     accumulator = MomentsAccumulator()
@@ -246,8 +249,8 @@ def resizing(root: Path, count: int = 60) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         random_inception(weights)
-        known = extractors.PUBLISHED["inception"]
-        extractors.PUBLISHED["inception"] = replace(known, sha256=digest(weights), bytes=weights.stat().st_size)
+        known = PUBLISHED["inception"]
+        PUBLISHED["inception"] = replace(known, sha256=digest(weights), bytes=weights.stat().st_size)
         inception, distances = extractors.Inception(weights), []
         for resized in (of_tensorflow, of_pytorch_fid):  # at its own size the network resizes nothing
             halves = resized.round().byte().permute(0, 2, 3, 1).numpy().reshape(2, count, 299, 299, 3)

@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -185,7 +186,7 @@ def profile(steps: Steps, batch: int, first: int, count: int = 10) -> dict[str, 
     events = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     events.sort(key=lambda event: float(event["ts"]))
     running, until = 0.0, 0.0
-    times, numbers = Counter[str](), Counter[str]()
+    times, numbers = defaultdict[str, float](float), Counter[str]()
     for event in events:
         start, end = float(event["ts"]), float(event["ts"]) + float(event["dur"])
         running += max(end - max(start, until), 0.0)
@@ -196,12 +197,16 @@ def profile(steps: Steps, batch: int, first: int, count: int = 10) -> dict[str, 
         "kernels": len(events) / count,
         "kernel_microseconds": running / count,
         "kernels_run": running / (until - float(events[0]["ts"])),
-        "by_name": [[name, numbers[name] / count, round(time / count, 2)] for name, time in times.most_common(60)],
+        "by_name": [
+            [name, numbers[name] / count, round(times[name] / count, 2)]
+            for name in sorted(times, key=lambda name: -times[name])[:60]
+        ],
     }
 
 
-def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Eager and graphed, step and loop."""
+def measure(of: tuple[str, ImageShape, dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Eager and graphed, step and loop, of a `Case`."""
+    case = Case(*of)
     result: dict[str, Any] = {"batch": case.recipe.batch, "precision": str(case.recipe.precision)}
     batch = case.recipe.batch
     for name, graph in (("eager", False), ("graphed", True)):
@@ -417,10 +422,10 @@ def main() -> None:
     arguments = parser.parse_args()
     split, data = images_for_quality(arguments.images)
     parts: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
-        "speed": {name: lambda case=case: measure(Case(*case), arguments.seconds) for name, case in CASES.items()},
+        "speed": {name: partial(measure, case, arguments.seconds) for name, case in CASES.items()},
         "same_bytes": {"same_bytes": lambda: same_bytes(arguments.kimg, arguments.kimg / 10)},
         "precision": {"precision": lambda: {"data": data} | precision(split, 100, 3, 100)},
-        "compiled": {n: lambda case=case: measure(Case(*case), arguments.seconds) for n, case in COMPILED.items()},
+        "compiled": {name: partial(measure, case, arguments.seconds) for name, case in COMPILED.items()},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

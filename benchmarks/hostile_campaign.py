@@ -129,11 +129,11 @@ def _command(arguments: list[str], environment: dict[str, str], folder: Path, st
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     tempfile.tempdir = None  # as it was found out before the environment was this
     torch.set_num_threads(1)
-    atelier.data.sources.download.DELAYS_SECONDS = (0.01,) * 3  # type: ignore[assignment]
+    atelier.data.sources.download.DELAYS_SECONDS = (0.01,) * 3
     atelier.pipelines.server.FIRST_WAIT_SECONDS = 0.01
     kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION = environment["KUBECONFIG"]
     if stopping:  # with all that it had before the model was published
-        atelier.training.train.publish_model = lambda *_: os._exit(9)
+        setattr(atelier.training.train, "publish_model", lambda *_: os._exit(9))  # noqa: B010
     root, outside = folder / "workspace", list[str]()
     sys.dont_write_bytecode = True
     before, spent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()

@@ -38,6 +38,7 @@ sys.path.insert(0, str(PROJECT / "tests"))
 import small_trainings  # noqa: E402
 from killing import kill_at  # noqa: E402
 from own_pictures import write_pictures  # noqa: E402
+from ports import free_port  # noqa: E402
 
 PARAMS = """
 datasets: [shapes]
@@ -168,7 +169,7 @@ class Campaign:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         environment |= {"TMPDIR": str(self.base / "tmp"), "MLFLOW_DISABLE_TELEMETRY": "true"}
         if action.ranks > 1:
-            port = str(small_trainings.free_port())
+            port = str(free_port())
             environment |= {"WORLD_SIZE": str(action.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         arguments = [*action.command, "--root", str(self.root)]
         processes = []

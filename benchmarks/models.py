@@ -62,7 +62,7 @@ class Judge:
 
     def __call__(self, sampler: Sampler) -> dict[str, float]:
         moments, recognised = MomentsAccumulator(), []
-        asked = labels_like(self.labels, len(sampler.class_names), FAKES) if sampler.class_names else None
+        asked = None if self.labels is None else labels_like(self.labels, len(sampler.class_names), FAKES)
         for images in sampler.stream(FAKES, 0, asked):
             features, classes = self.real.extractor(images)
             moments.update(features)

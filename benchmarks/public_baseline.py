@@ -45,7 +45,8 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(1024, shape.channels * shape.height * shape.width), nn.Tanh())
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        return self.layers(torch.cat([self.embedding(labels), noise], 1)).view(-1, *self.image)
+        images: Tensor = self.layers(torch.cat([self.embedding(labels), noise], 1))
+        return images.view(-1, *self.image)
 
 
 class Discriminator(nn.Module):
@@ -68,7 +69,8 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.layers(torch.cat([images.flatten(1), self.embedding(labels)], 1)).squeeze(1)
+        scores: Tensor = self.layers(torch.cat([images.flatten(1), self.embedding(labels)], 1))
+        return scores.squeeze(1)
 
 
 def baseline_networks(shape: ImageShape) -> dict[str, nn.Module]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from gpu import MNIST, Case, features
 
@@ -43,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     train, test = (open_split(arguments.root, "mnist", split) for split in ("train", "test"))
     classifier = train_classifier(train, 10, 240, seed=0)
-    distance = DistanceTo(features(classifier, test.images).moments())
+    distance = DistanceTo(features(classifier, np.asarray(test.images)).moments())
     choices: dict[str, dict[str, Any]] = {"ramp": {}, "no ramp": {"ema_rampup": 0.0}}
     if arguments.half_life is not None:
         choices[f"half-life {arguments.half_life:g}"] = {"ema_rampup": 0.0, "ema_half_life_kimg": arguments.half_life}

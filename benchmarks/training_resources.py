@@ -33,10 +33,21 @@ def workspace(folder: str) -> Path:
         writer = SplitWriter(prepared, split, (28, 28, 1), 10)
         writer.add(generator.integers(0, 256, (10_000, 28, 28, 1), dtype=np.uint8), np.arange(10_000) % 10)
         splits[split] = writer.close()
-    about = {"dataset": "mnist", "title": "MNIST", "source": "a benchmark", "licence": "none", "raw_sha256": {}}
-    shape = {"height": 28, "width": 28, "channels": 1, "class_names": list("0123456789")}
-    sheet = {"contact_sheet_sha256": "0" * 64, "left_out": [], "unused": 0}
-    DataCard(**about, **shape, **sheet, splits=splits).write(prepared / "card.json")
+    DataCard(
+        dataset="mnist",
+        title="MNIST",
+        source="a benchmark",
+        licence="none",
+        raw_sha256={},
+        height=28,
+        width=28,
+        channels=1,
+        class_names=list("0123456789"),
+        contact_sheet_sha256="0" * 64,
+        left_out=[],
+        unused=0,
+        splits=splits,
+    ).write(prepared / "card.json")
     (root / "params.yaml").write_text("datasets: [mnist]\nruns: {gan: {dataset: mnist, model: cgan, kimg: 16}}\n")
     return root
 

@@ -48,6 +48,7 @@ def watch(command: Sequence[str], figures: Callable[[psutil.Process], Sequence[i
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        children: list[psutil.Process] = process.children(recursive=True)
+        return children
     except psutil.Error:
         return []

@@ -126,7 +126,7 @@ def test_both_archives_hold_all_that_a_user_needs_as_files(sdist: Path, wheel: P
     assert not [name for name, member in members.items() if member.issym() or member.islnk()]
     for room in ("components", "pipelines", "deploy/base", "src/atelier"):
         for path in (PROJECT / room).rglob("*"):
-            if path.is_file() and path.suffix in (".py", ".yaml", ".j2", ".js", ".css", ".txt"):
+            if path.is_file() and path.suffix in (".py", ".yaml", ".j2", ".js", ".css", ".txt", ".typed"):
                 name = f"atelier/{path.relative_to(PROJECT).as_posix().removeprefix('src/atelier/')}"
                 assert name in held
                 assert f"src/{name}" in members

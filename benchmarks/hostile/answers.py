@@ -23,8 +23,8 @@ from typing import Any
 
 from hostile.damages import DEEP, ESCAPES, HTML, changed
 
-import small_trainings
 from atelier.processes import end_with
+from ports import free_port
 
 RUN_ID = "11111111-2222-3333-4444-555555555555"  # of the only run on Kubeflow's server
 
@@ -236,7 +236,7 @@ def real_mlflow(state: Path, folder: Path) -> Iterator[str]:
     """A real MLflow server, which a hostile one stands in front of, on a copy of the workspace's store."""
     folder.mkdir(exist_ok=True)
     shutil.copy(state / "mlflow.db", folder)
-    port = small_trainings.free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}"]
     with (folder / "log").open("w") as log:

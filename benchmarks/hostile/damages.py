@@ -132,7 +132,8 @@ def flip_head(path: Path, chance: Random) -> str:
 def overwrite(path: Path, chance: Random) -> str:
     data = path.read_bytes()
     start, length = chance.randrange(len(data)), chance.choice([4, 64, 4096])
-    new = chance.choice([bytes, chance.randbytes, lambda n: b"\xff" * n])(min(length, len(data) - start))
+    length = min(length, len(data) - start)
+    new = chance.choice([bytes(length), chance.randbytes(length), b"\xff" * length])
     path.write_bytes(data[:start] + new + data[start + len(new) :])
     return f"{len(new)} bytes overwritten at {start}"
 
@@ -415,7 +416,21 @@ def checkpoint_content(path: Path, chance: Random) -> str:
         what = "an archive of torch with a payload"
     else:
         where = chance.choice([place for place in places(state) if place])
-        values = (None, -1, 0, 10**6, 10**30, 1e400, float("nan"), "x", [], {}, torch.zeros(2), "../../outside", True)
+        values: tuple[Any, ...] = (
+            None,
+            -1,
+            0,
+            10**6,
+            10**30,
+            1e400,
+            float("nan"),
+            "x",
+            [],
+            {},
+            torch.zeros(2),
+            "../../outside",
+            True,
+        )
         value = chance.choice(values)
         at(state, where[:-1])[where[-1]] = value
         torch.save(state, buffer)
@@ -507,7 +522,7 @@ def zip_member(path: Path, chance: Random) -> str:
 
     picture = Path(zipfile.ZipFile(path).namelist()[0])
     directory = path.read_bytes().rfind(b"PK\x05\x06")
-    actions: dict[str, Callable[[], None]] = {
+    actions: dict[str, Callable[[], object]] = {
         "a member ../../outside": lambda: add("../../outside/x.png", HTML),
         "a member by an absolute path": lambda: add("/etc/x.png", HTML),
         "a member C:\\x.png": lambda: add("C:\\x.png", HTML),

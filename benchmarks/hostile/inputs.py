@@ -199,7 +199,15 @@ def source(where: str, options: str = "") -> tuple[str, ...]:
 
 SAMPLE, REPRODUCE = "sample models:/gan/1 --n 4 --out x.npz", "reproduce models:/gan@champion"
 MODEL = ("evaluate gan", "sample models/gan --n 4 --out x.npz", "register gan", "compare")
-REGISTRY = (SAMPLE, "promote gan", "history gan", "history gan --json", "rollback gan", REPRODUCE, "runs close")
+REGISTRY: tuple[str, ...] = (
+    SAMPLE,
+    "promote gan",
+    "history gan",
+    "history gan --json",
+    "rollback gan",
+    REPRODUCE,
+    "runs close",
+)
 REGISTRY += ("sample models:/gan@champion --out x.png",)
 KUBEFLOW = ("pipeline list", f"pipeline status {RUN_ID}", "schedule list", "schedule delete nightly")
 S3 = source("s3://bucket/pictures.zip")

@@ -86,7 +86,10 @@ def _contents(package: Path) -> list[str]:
 def _is_packed(path: Path) -> bool:
     is_of_page = path.parts[:2] in (("evaluation", "site"), ("sharing", "page"))
     return (
-        path.suffix in (".py", ".j2", ".yaml") or is_of_page or path.parts[0] == "templates" or path.match("docs/*.md")
+        path.suffix in (".py", ".j2", ".yaml", ".typed")
+        or is_of_page
+        or path.parts[0] == "templates"
+        or path.match("docs/*.md")
     )
 
 
