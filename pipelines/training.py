@@ -294,6 +294,8 @@ def place_on_node(task: Any, options: Options, cluster: Cluster, common: str) ->
     kubernetes.use_field_path_as_env(task, "ATELIER_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
     if "@" in image:
         task.set_env_variable("ATELIER_IMAGE_DIGEST", image.partition("@")[2])
+    if not options.environment:  # on a cluster
+        task.set_env_variable("OMP_NUM_THREADS", resources.threads(gpus if stage == "train" and gpus else 1))
     for name, value in options.environment.items():
         task.set_env_variable(name, value)
     if options.on_jobs and stage in ("ingest", "train-on-nodes", "search", "close-runs"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from atelier.errors import AtelierError, shown
-from atelier.processes import CommandMissing, clean_environment, retry, run
+from atelier.processes import CommandMissing, clean_environment, processors, retry, run
 
 PYTHON = sys.executable
 
@@ -138,3 +138,12 @@ def test_the_error_of_a_command_of_ours_bears_the_name_once() -> None:
     code = "import sys; sys.exit('atelier: pictures: no such folder')"
     with pytest.raises(AtelierError, match=r"^atelier ingest: pictures: no such folder$"):
         run([sys.executable, "-c", code], what="atelier ingest")
+
+
+@pytest.mark.parametrize(("said", "expected"), [("3", 3), (" 5,2", 5), ("", None), ("0", None), ("all", None)])
+def test_as_many_processors_are_used_as_the_environment_says_or_all(
+    said: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
+    assert processors() == (expected or 7)

@@ -69,15 +69,24 @@ def end_with(parent: int) -> Callable[[], None]:
     return arrange
 
 
+def processors() -> int:
+    """How many this process is to use: `OMP_NUM_THREADS`, or without it all that it may run on; macOS does not say."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(said) if said.isdecimal() and int(said) else _all_processors()
+
+
+def _all_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_of_machine(jobs: int, cards: Sequence[str] = (), slot: int = 0) -> dict[str, str]:
     """This process's environment for one of `jobs` children that run at the same time.
 
     It says how many threads a child has, where nobody has said it, and which of the cards is its own; and commands
     beside this Python are found by it.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     card = {"CUDA_VISIBLE_DEVICES": cards[slot % len(cards)]} if cards else {}
-    return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | with_own_commands() | card
+    return {"OMP_NUM_THREADS": str(max(1, _all_processors() // jobs))} | with_own_commands() | card
 
 
 def with_own_commands() -> dict[str, str]:

@@ -18,16 +18,20 @@ from kubernetes_api import KubernetesApi, kubernetes_api
 
 from atelier.components import launcher
 from atelier.components.launcher import (
+    NAMESPACE,
     Job,
     Launcher,
     Owner,
     delete_jobs,
     job_name,
     require_rights,
+    training_job,
 )
+from atelier.components.workspace import CLUSTER
 from atelier.config.cluster import Cluster
 from atelier.errors import AtelierError, InputError
 from atelier.files import write_json
+from atelier.tracking.origin import PIPELINE_RUN
 
 NAME = job_name("run-1", "train-mnist-cgan")
 JOB = Job(
@@ -191,6 +195,22 @@ def test_a_job_without_gpus_is_one_process_on_each_node_of_the_others(api: Kuber
     assert trainer["numProcPerNode"] == 1
     assert "nvidia.com/gpu" not in trainer["resourcesPerNode"]["limits"]
     assert "{'nodeSelector': {'pool': 'any'}}" in str(patch)
+
+
+@pytest.mark.parametrize(("gpus", "threads"), [(0, "6"), (2, "3"), (8, "1")])
+def test_the_processes_of_a_node_share_the_processors_that_it_asks_for(
+    api: KubernetesApi, gpus: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster.model_validate({"resources": {"train": {"cpu": "6500m", "memory": "8Gi"}}})
+    for name, value in {
+        CLUSTER: cluster.model_dump_json(by_alias=True),
+        NAMESPACE: "team",
+        PIPELINE_RUN: "run-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launcher, "_workflow", lambda api: None)
+    job = training_job(client.ApiClient(client.Configuration(host=api.url)), "train-x", (), JOB.image, 2, gpus, 1.0)
+    assert job.environment["OMP_NUM_THREADS"] == threads
 
 
 def test_names_follow_from_run_and_task_and_fit_kubernetes() -> None:

@@ -58,7 +58,7 @@ def start(root: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment | {"OMP_NUM_THREADS": "2"},
         start_new_session=True,
         # tests started in the background ignore SIGINT, and so would their children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

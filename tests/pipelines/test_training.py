@@ -389,6 +389,18 @@ def test_on_several_nodes_training_is_launched(tmp_path: Path) -> None:
     assert kubernetes["pvcMount"]
 
 
+def threads_of(executor: dict[str, Any]) -> str:
+    return next(one["value"] for one in executor["container"]["env"] if one["name"] == "OMP_NUM_THREADS")
+
+
+def test_the_processes_of_a_training_share_its_processors(tmp_path: Path) -> None:
+    params = load_params(PROJECT / "params.yaml", CLUSTER_KEYS)
+    for gpus, threads in ((4, "2"), (16, "1")):
+        compiled = compile_pipeline(params, Options(IMAGE, gpus=gpus), tmp_path / "pipeline.yaml")
+        specification, _ = YAML(typ="safe", pure=True).load_all(compiled.read_text())
+        assert threads_of(specification["deploymentSpec"]["executors"]["exec-train"]) == threads
+
+
 CLUSTER_KEYS = (
     "cluster.resources.train={cpu: 6, memory: 24Gi, cpu_limit: 8}",
     "cluster.shared_memory=1Gi",
@@ -412,6 +424,11 @@ def test_steps_run_where_and_ask_for_what_params_yaml_says(tmp_path: Path) -> No
     assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == ("6", "8")
     assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == "24Gi"
     assert kubernetes["exec-train"]["emptyDirMounts"][0]["sizeLimit"] == "1Gi"
+    assert {name: threads_of(executors[name]) for name in ("exec-train", "exec-reference", "exec-prepare")} == {
+        "exec-train": "8",  # up to its limit
+        "exec-reference": "2",
+        "exec-prepare": "1",
+    }
     with_gpu = ("exec-train", "exec-reference", "exec-evaluate")
     for name in executors:
         pool = "gpu" if name in with_gpu else "any"

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import io
 import multiprocessing
-import os
 import signal
 import struct
 import warnings
@@ -26,6 +25,7 @@ import numpy as np
 from atelier.data.pack import PackedFile, PackReader
 from atelier.errors import AtelierError
 from atelier.pictures import Images
+from atelier.processes import processors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -220,14 +220,14 @@ def render_all(folder: Path, files: Sequence[PackedFile], form: Form, workers: i
         folder: of the pack.
         files: to decode.
         form: to bring them to.
-        workers: how many processes; as many as there are processors if None.
+        workers: how many processes; as many as `processors` says if None.
 
     Raises:
         AtelierError: if the pack was altered, or a worker died.
     """
     size = max(min(PIECE_PICTURES, PIECE_BYTES // (form.side**2 * form.channels)), 1)
     pieces = [files[start : start + size] for start in range(0, len(files), size)]
-    workers = min(workers or _processors(), len(pieces))
+    workers = min(workers or processors(), len(pieces))
     if workers < 2 or len(files) < FEW_PICTURES:
         reader = PackReader(folder)
         yield from (_render_piece(reader, piece, form) for piece in pieces)
@@ -240,11 +240,6 @@ def render_all(folder: Path, files: Sequence[PackedFile], form: Form, workers: i
             waiting.append(pool.submit(piece))
         while waiting:
             yield waiting.popleft().result()
-
-
-def _processors() -> int:
-    """That this process may use; macOS does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Workers:
