@@ -45,7 +45,7 @@ class Stage:
         stage: its name, as in dvc.yaml.
         name: of its data set or run; empty where that is not known.
         state: pending, running, succeeded, failed, …; "cached" if it was taken from the cache.
-        tries: pods it had.
+        tries: pods it had; None where those cannot be looked at.
         seconds: since it began, or how long it took.
         problem: why it cannot go on, or the last line of what failed.
     """
@@ -53,7 +53,7 @@ class Stage:
     stage: str
     name: str
     state: str
-    tries: int
+    tries: int | None
     seconds: float
     problem: str = ""
 
@@ -150,7 +150,7 @@ def stages(run: Any, pods: Pods) -> list[Stage]:
     found = [] if pods.unreachable else pods.stages(run.run_id)
     with_pods = {stage.stage for stage in found}
     for task in tasks:
-        stage = _stage_of(task, _tasks(run), run.state in ENDS)
+        stage = _stage_of(task, run.state in ENDS)
         if task.display_name not in with_pods or stage.state == "cached":  # others of its name may have pods
             found.append(stage)
     return sorted(found, key=lambda one: (order.index(one.stage), one.name))
@@ -160,17 +160,17 @@ def _tasks(run: Any) -> list[Any]:
     return list(run.run_details.task_details or []) if run.run_details else []
 
 
-def _stage_of(task: Any, tasks: list[Any], run_is_over: bool) -> Stage:
-    """A stage as the server has it: a task, with one below it for each try."""
-    below = [one for one in tasks if one.parent_task_id == task.task_id]
+def _stage_of(task: Any, run_is_over: bool) -> Stage:
+    """A stage as the server has it: a task; it does not say which of the others are its tries."""
     seconds = _seconds(task.start_time, task.end_time)
     state = (task.state or ("not run" if run_is_over else "pending")).lower()
     # the server calls skipped what is below the task; what ran took a pod, and so some seconds
     if state == "skipped" or (state == "succeeded" and seconds == 0):
         state = "cached"
-    errors = [one.error.message for one in (task, *below) if one.error and one.error.message]
-    tries = sum((one.display_name or "").startswith("executor(") for one in below) or len(below[:1])
-    return Stage(task.display_name, "", state, tries, seconds, *errors[:1])
+    problem = (task.error.message if task.error else None) or ""
+    return Stage(
+        task.display_name, "", state, 0 if state in ("cached", "pending", "not run") else None, seconds, problem
+    )
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float:
@@ -223,7 +223,8 @@ class Pods:
             terminated = [one.state.terminated for one in pod.status.container_statuses or [] if one.state.terminated]
             end = max((one.finished_at for one in terminated), default=None)
             seconds = _seconds(pod.metadata.creation_timestamp, end)
-            found[identity] = Stage(*identity, state, before.tries + 1 if before else 1, seconds, problem)
+            tries = (before.tries or 0) + 1 if before else 1
+            found[identity] = Stage(*identity, state, tries, seconds, problem)
         return list(found.values())
 
     def log(self, pod: Any, lines: int | None = None) -> str:

@@ -315,7 +315,8 @@ def status(run_id: str, as_json: bool, server: Server) -> None:
     for one in found["stages"]:
         title = f"{one['stage']} {one['name']}"
         problem = f"  {one['problem']}" if one["problem"] else ""
-        show(f"  {title:32} {one['state']:9} {one['seconds']:6.0f} s  {one['tries']} tries{problem}".rstrip())
+        tries = "" if one["tries"] is None else f"  {one['tries']} tries"
+        show(f"  {title:32} {one['state']:9} {one['seconds']:6.0f} s{tries}{problem}".rstrip())
     if found["pods"] != "seen":
         say(f"pods cannot be looked at from here: {found['pods']}")
 
