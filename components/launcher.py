@@ -480,10 +480,6 @@ def _unfit(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
 
 def _refusal(name: str, error: client.ApiException) -> AtelierError:
     """What the API has against a request; wrong input, for another try would be refused as well."""
-    said = str(error.body or error.reason)
-    with contextlib.suppress(ValueError, TypeError, LookupError):
-        said = str(json.loads(said)["message"])
-    said = " ".join(said.split())[:300]
     hint = ""
     if error.status in (401, 403):
         hint = (
@@ -491,7 +487,15 @@ def _refusal(name: str, error: client.ApiException) -> AtelierError:
         )
     if error.status == 404:
         hint = "; install Kubeflow Trainer, or train on one node"
-    return InputError(f"TrainJob {name}: {error.status} {said}{hint}")
+    return InputError(f"TrainJob {name}: {error.status} {message_of(error)}{hint}")
+
+
+def message_of(error: client.ApiException) -> str:
+    """What an answer of the Kubernetes API says, in one line."""
+    said = str(error.body or error.reason)
+    with contextlib.suppress(ValueError, TypeError, LookupError):
+        said = str(json.loads(said)["message"])
+    return " ".join(said.split())[:300]
 
 
 def api_client() -> client.ApiClient:

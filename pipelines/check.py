@@ -19,7 +19,7 @@ from kubernetes.config import ConfigException
 from kubernetes.utils import parse_quantity
 from ruamel.yaml import YAML
 
-from atelier.components.launcher import GROUP, PLURAL, RUNTIME, VERSION, api_client
+from atelier.components.launcher import GROUP, PLURAL, RUNTIME, VERSION, api_client, message_of
 from atelier.config.cluster import Cluster, Resources
 from atelier.errors import AtelierError
 from atelier.pipelines.runs import KUBEFLOW_NAMESPACE, held_up
@@ -194,6 +194,12 @@ def _quota(core: client.CoreV1Api, namespace: str, wanted: Wanted) -> str:
                 raise AtelierError(
                     f"ResourceQuota {quota.metadata.name} allows {hard[resource]} of {resource}; `train` wants {amount}"
                 )
+        used = quota.status.used or {}
+        for resource in {"pods", "count/pods"} & hard.keys():
+            if parse_quantity(used.get(resource, 0)) >= parse_quantity(hard[resource]):
+                raise AtelierError(
+                    f"ResourceQuota {quota.metadata.name} allows {hard[resource]} pods, and so many are there"
+                )
         gpus = f"requests.{GPU}"
         if wanted.gpus and gpus in hard and wanted.gpus * wanted.nodes > parse_quantity(hard[gpus]):
             raise AtelierError(
@@ -258,7 +264,12 @@ def _from_a_pod(core: client.CoreV1Api, namespace: str, wanted: Wanted) -> Itera
     name = f"atelier-check-{uuid.uuid4().hex[:8]}"
     try:
         core.create_namespaced_pod(namespace, pod(name, wanted, LOOK, CHECK_NEEDS), _request_timeout=ASK_SECONDS)
-    except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+    except ApiException as error:
+        said = message_of(error)
+        may_not = error.status in (401, 403) and "cannot create" in said  # else it is not for want of our own rights
+        yield Finding("image", "unknown" if may_not else "bad", f"no pod can be started ({error.status} {said})")
+        return
+    except (urllib3.exceptions.HTTPError, OSError) as error:
         yield Finding("image", "unknown", f"no pod can be started ({str(error).splitlines()[0][:200]})")
         return
     try:

@@ -72,6 +72,8 @@ def cluster(objects: dict[str, Any]) -> Iterator[str]:
             if path.endswith("/log"):
                 return self.send(200, f"other words\n{json.dumps(SAID)}\n")
             if "/pods" in path:
+                if "message" in objects["pod"]:
+                    return self.send(403, objects["pod"])
                 started.append((self.command, path))
                 container = {"name": "main", "image": IMAGE}
                 return self.send(
@@ -147,6 +149,7 @@ CONTROLLER, ACCOUNT = f"{CORE}/configmaps/workflow-controller-configmap", f"{COR
 RUNTIME = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainingruntimes/atelier-torch"
 *TRAINER, KUEUE = WELL["/apis/"]["groups"]
 ONE_NODE = {"spec": {"accessModes": ["ReadWriteOnce"]}, "status": {"phase": "Bound"}}
+FULL = {"items": [{"metadata": {"name": "q"}, "status": {"hard": {"pods": "3"}, "used": {"pods": "3"}}}]}
 NARROW = {"items": [{"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {"cpu": "1"}}}]}
 
 
@@ -162,6 +165,13 @@ NARROW = {"items": [{"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {
         ("refused", ("trainjobs",), "account", "may not create trainjobs"),
         (CONTROLLER, {"data": {}}, "controller", "retryPolicy is OnFailure"),
         (f"{CORE}/resourcequotas", NARROW, "quota", "allows 1 of cpu"),
+        (f"{CORE}/resourcequotas", FULL, "quota", "allows 3 pods, and so many are there"),
+        (
+            "pod",
+            {"message": 'pods "p" is forbidden: exceeded quota: q'},
+            "image",
+            '403 pods "p" is forbidden: exceeded',
+        ),
         ("/api/v1/nodes", {"items": [{"status": {"allocatable": {}}}]}, "gpus", "0 on 1 nodes"),
         ("/apis/", {"groups": [KUEUE]}, "trainer", "Kubeflow Trainer is not installed"),
         ("/apis/", {"groups": [*TRAINER]}, "queue", "Kueue is not installed"),
@@ -182,6 +192,13 @@ def test_what_may_not_be_looked_at_is_no_fault(found: Callable[..., Any]) -> Non
     code, findings = found(WELL | {f"{CORE}/secrets/atelier-credentials": 403, "/api/v1/nodes": 403})
     assert code == 0
     assert [one for one, (state, _) in findings.items() if state == "unknown"] == ["credentials", "gpus"]
+
+
+def test_no_right_to_make_a_pod_is_no_fault(found: Callable[..., Any]) -> None:
+    refused = {"message": 'pods is forbidden: User "u" cannot create resource "pods" in API group ""'}
+    code, findings = found(WELL | {"pod": refused}, "--image", IMAGE)
+    assert code == 0
+    assert findings["image"] == ("unknown", f"no pod can be started (403 {refused['message']})")
 
 
 def test_a_pod_finds_a_volume_that_is_not_its_own_and_a_store_that_does_not_answer(
