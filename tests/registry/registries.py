@@ -49,15 +49,15 @@ def promote_at_once(root: Path, name: str, versions: list[int], server: dict[str
     context.set_forkserver_preload(["mlflow", "atelier.registry.promote"])
     barrier, answers = context.Barrier(len(versions)), context.Queue()
     processes = [
-        context.Process(target=_promote, args=(root, name, version, server or {}, barrier, answers))
+        context.Process(target=_promote, args=(root, name, version, os.environ | (server or {}), barrier, answers))
         for version in versions
     ]
     for process in processes:
         process.start()
-    told = [answers.get(timeout=900) for _ in processes]
     for process in processes:
-        process.join()
-    return told
+        process.join(900)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    return [answers.get(timeout=60) for _ in processes]
 
 
 def assert_one_champion(root: Path, name: str, told: list[str]) -> None:
@@ -74,9 +74,10 @@ def assert_one_champion(root: Path, name: str, told: list[str]) -> None:
 
 
 def _promote(
-    root: Path, name: str, version: int, server: dict[str, str], barrier: Barrier, answers: Queue[str]
+    root: Path, name: str, version: int, environment: dict[str, str], barrier: Barrier, answers: Queue[str]
 ) -> None:
-    os.environ.update(server)  # the forkserver may have begun before there was one
+    os.environ.clear()  # the forkserver has that of the test that it began in
+    os.environ.update(environment)
     client(root).search_registered_models()  # connected before the start
     barrier.wait()
     try:
