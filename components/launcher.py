@@ -588,7 +588,6 @@ def training_job(
 ) -> Job:
     """The job of a training that this step is to launch; `arguments` are of `workspace.run_node`."""
     run_id, cluster = os.environ[PIPELINE_RUN], Cluster.model_validate_json(os.environ.get(CLUSTER, "{}"))
-    threads = cluster.resources.train.threads(max(gpus, 1))
     return Job(
         name=job_name(run_id, task),
         namespace=os.environ[NAMESPACE],
@@ -597,7 +596,7 @@ def training_job(
         command=("python", "-m", "atelier.components.workspace", *arguments),
         nodes=nodes,
         gpus=gpus,
-        environment={PIPELINE_RUN: run_id, "OMP_NUM_THREADS": threads},
+        environment={PIPELINE_RUN: run_id, "OMP_NUM_THREADS": cluster.resources.train.threads(gpus)},
         pipeline_run=run_id,
         deadline_seconds=round(deadline_hours * 3600),
         owner=_workflow(api),

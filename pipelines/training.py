@@ -295,7 +295,7 @@ def place_on_node(task: Any, options: Options, cluster: Cluster, common: str) ->
     if "@" in image:
         task.set_env_variable("ATELIER_IMAGE_DIGEST", image.partition("@")[2])
     if not options.environment:  # on a cluster
-        task.set_env_variable("OMP_NUM_THREADS", resources.threads(gpus if stage == "train" and gpus else 1))
+        task.set_env_variable("OMP_NUM_THREADS", resources.threads(gpus if stage == "train" else 0))
     for name, value in options.environment.items():
         task.set_env_variable(name, value)
     if options.on_jobs and stage in ("ingest", "train-on-nodes", "search", "close-runs"):

@@ -57,15 +57,15 @@ class Resources(Checked):
     memory: Memory
     cpu_limit: Cpu | None = Field(default=None, description=PROCESSORS)
 
-    def threads(self, processes: int = 1) -> str:
-        """How many threads each of a container's processes has: a node's other processors are not the container's.
+    def threads(self, gpus: int = 0) -> str:
+        """How many threads each of a container's processes has, of which it has one per GPU, or one.
 
         torch takes as many as the node has. That slows down whoever shares the node, a container with a limit most of
         all, and sums of another number of threads are rounded differently: no two nodes would make the same.
         """
         text = self.cpu_limit or self.cpu
         number = int(text[:-1]) / 1000 if text.endswith("m") else float(text)
-        return str(max(1, int(number) // processes))
+        return str(max(1, int(number) // max(1, gpus)))
 
 
 class StageResources(Checked):
