@@ -267,15 +267,15 @@ def test_killed_in_every_stage_it_ends_in_the_same_state_as_without(
     killed = make_checkout(tmp_path, environment, mnist_files, only_run="mnist-cgan")
     killer = tmp_path_factory.mktemp("killer")
     for stage, at in (
-        ("ingest", "mnist"),
-        ("prepare", "train-images.npy"),
-        ("prepare", "mnist"),
-        ("reference", "mnist"),
+        ("ingest", "data/raw/mnist"),
+        ("prepare", "partial/train-images.npy"),
+        ("prepare", "data/prepared/mnist"),
+        ("reference", "reference/mnist"),
         ("train", "000000003000.checkpoint"),
-        ("train", "mnist-cgan"),
-        ("evaluate", "mnist-cgan"),
-        ("register", "version.json"),
-        ("compare", "index.html"),
+        ("train", "models/mnist-cgan"),
+        ("evaluate", "reports/mnist-cgan"),
+        ("register", "/version.json"),
+        ("compare", "reports/index.html"),
     ):
         kill_9(killed, environment, stage, at, killer)
         assert not missing_parts(killed), "something half-written is visible"
@@ -291,24 +291,19 @@ def test_killed_in_every_stage_it_ends_in_the_same_state_as_without(
     }
 
 
-# In every Python process that DVC starts: the stage KILLED_STAGE ends with all of its process group, by SIGKILL, right
-# before it renames something to KILLED_AT.
+# in every Python process that DVC starts: that of KILLED_STAGE ends, with its group, before a rename to KILLED_AT
 KILLER = """
 import os, signal, sys
-
-def look(event, arguments):
-    if event == "os.rename" and os.environ["KILLED_STAGE"] in sys.argv:
-        if os.path.basename(arguments[1]) == os.environ["KILLED_AT"]:
-            os.killpg(0, signal.SIGKILL)
-
-sys.addaudithook(look)
+if os.environ["KILLED_STAGE"] in sys.orig_argv:
+    from killing import kill_at
+    kill_at(0, signal.SIGKILL, "/nothing", -os.getpgid(0), os.environ["KILLED_AT"])
 """
 
 
 def kill_9(checkout: Path, environment: dict[str, str], stage: str, at: str, killer: Path) -> None:
     """Run `dvc repro` until `stage` is about to put `at` in its place, where it is killed with all that DVC started."""
     (killer / "sitecustomize.py").write_text(KILLER)
-    path = os.pathsep.join([str(killer), *filter(None, [environment.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(killer), str(PROJECT / "tests"), *filter(None, [environment.get("PYTHONPATH")])])
     told = environment | {"PYTHONPATH": path, "KILLED_STAGE": stage, "KILLED_AT": at}
     ended = subprocess.run(
         ["dvc", "repro"], cwd=checkout, env=told, capture_output=True, text=True, start_new_session=True, check=False
